@@ -1,0 +1,81 @@
+"""What the parts of dreamlit hand to each other. Shapes: B batch, C channels, h x w latent, H x W pixels."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    Conditioning = dict[str, Tensor]
+    """Text conditioning by the family's own names; every tensor has the batch first."""
+
+
+class Role(enum.IntEnum):
+    """What a sample is trained toward: its own photo, or (regularisation) what the base model predicts for it."""
+
+    INSTANCE = 0
+    REGULARISATION = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Geometry:
+    """How a photo became a training image, decided once: all sizes are (height, width) in pixels.
+
+    The photo, turned upright by its EXIF orientation, has `original_size`; it is resized to `resized_size` and the
+    `target_size` window at `crop_top_left` is cut out. Masks and size conditioning are derived from this record.
+    """
+
+    original_size: tuple[int, int]
+    resized_size: tuple[int, int]
+    crop_top_left: tuple[int, int]
+    target_size: tuple[int, int]
+
+
+@dataclasses.dataclass
+class Batch:
+    """One forward's worth of samples; all share a latent size."""
+
+    latents: Tensor
+    """x0 as the denoiser sees it (scaled): [B, C, h, w], float32."""
+    eps: Tensor
+    """Gaussian noise that the target is made from: [B, C, h, w]."""
+    input_eps: Tensor
+    """The noise that makes `x_t`; differs from `eps` under input perturbation: [B, C, h, w]."""
+    t: Tensor
+    """Timestep of each sample: [B]."""
+    conditioning: Conditioning
+    mask: Tensor
+    """Share of each latent cell that counts, in [0, 1]; all ones without a mask: [B, 1, h, w]."""
+    role: Tensor
+    """`Role` of each sample: [B], int64."""
+    weight: Tensor
+    """Loss weight of each sample: [B], float32."""
+    frame: Tensor
+    """original (h, w), crop (top, left), target (h, w) in pixels: [B, 6], int64."""
+    keys: list[str]
+    """Which draw each sample is: `dataset/path#visit`."""
+
+
+class Encoders(Protocol):
+    """What a datamodule needs to know of a model family."""
+
+    stride: int
+    """Pixels per latent cell along one side."""
+    latent_channels: int
+
+    def fingerprint(self, part: str) -> str:
+        """A hash over the weights and configuration of `"vae"`, `"text_encoders"` or `"denoiser"`."""
+        ...
+
+    def load(self, *parts: str, device: object = "cpu") -> None: ...
+
+    def unload(self, *parts: str) -> None: ...
+
+    def encode_pixels(self, pixels: Tensor) -> Tensor:
+        """[B, 3, H, W] in [-1, 1] -> scaled latents [B, C, h, w], float32 on the CPU."""
+        ...
+
+    def encode_prompts(self, prompts: list[str]) -> Conditioning: ...
