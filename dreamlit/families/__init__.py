@@ -1,0 +1,7 @@
+"""Model families: one pretrained model behind a few verbs. Importing this loads neither torch nor diffusers."""
+
+from dreamlit.families.base import Family
+from dreamlit.families.sd import SD
+from dreamlit.families.sdxl import SDXL
+
+__all__ = ["SD", "SDXL", "Family"]

@@ -1,0 +1,245 @@
+"""What every model family offers: load parts, encode, decode, predict, and build a pipeline for sampling."""
+
+from __future__ import annotations
+
+import gc
+import sys
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from dreamlit.errors import Faults, ModelError, nearest
+from dreamlit.families import checks, fingerprints, loading, vae
+from dreamlit.families.files import ModelFiles
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from dreamlit.types import Conditioning
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+class Family(ABC):
+    """One pretrained model behind few verbs. The constructor remembers, `load` loads; subclassing is registering.
+
+    Its parts are "vae", "text_encoders" and "denoiser". All of them are frozen.
+    """
+
+    stride: ClassVar[int] = 8
+    latent_channels: ClassVar[int] = 4
+    default_targets: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
+    export_prefix: ClassVar[str] = "lora_unet"
+    pipeline_prefix: ClassVar[str] = "unet"
+    pipeline_class: ClassVar[str] = ""
+    """Name of the diffusers pipeline, as `model_index.json` has it."""
+    denoiser_name: ClassVar[str] = "unet"
+    text_encoder_names: ClassVar[tuple[tuple[str, str], ...]] = (("text_encoder", "tokenizer"),)
+    """Each text encoder with its tokenizer, as `model_index.json` names them."""
+    single_file_layouts: ClassVar[dict[str, str | None]] = {}
+    """How a tensor's name begins that only single files of this family have -> hub id of a model with their layout.
+
+    None where the file does not tell all; then `single_file_config` must be given.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        revision: str | None = None,
+        variant: str | None = None,
+        vae: str | None = None,
+        single_file_config: str | None = None,
+        dtype: Dtype = "float32",
+        gradient_checkpointing: bool = False,
+        channels_last: bool = False,
+        compile: bool = False,
+        local_files_only: bool = False,
+    ) -> None:
+        """Remember what to load.
+
+        Args:
+            path: A diffusers folder, a hub id (owner/name) or one .safetensors file in the original layout.
+            revision: Branch, tag or commit of a hub id.
+            variant: Which weight files of a folder or hub id to take, for example "fp16".
+            vae: Another autoencoder: a folder, a hub id or a .safetensors file.
+            single_file_config: Folder or hub id that gives configurations and tokenizers for a single file;
+                by default the model that the family's files usually follow.
+            dtype: Precision of the frozen denoiser and text encoders. The autoencoder is always float32.
+            gradient_checkpointing: Recompute activations in the backward pass: less memory, more time.
+            channels_last: Store convolution weights channels last; faster on recent GPUs.
+            compile: Compile the denoiser's repeated blocks (torch.compile); slow first steps, then faster.
+            local_files_only: Never ask the hub; use only what is already on this machine.
+        """
+        if dtype not in ("float32", "bfloat16", "float16"):
+            raise ModelError(f"dtype {dtype!r}: {nearest(str(dtype), ('float32', 'bfloat16', 'float16'))}")
+        config = str(single_file_config) if single_file_config else None
+        self.files = ModelFiles(str(path), revision, variant, config, local_files_only, self.single_file_layouts)
+        offline = local_files_only
+        self.vae_files = ModelFiles(str(vae), None, variant, None, offline, option="vae") if vae else None
+        self.dtype = dtype
+        self.gradient_checkpointing = gradient_checkpointing
+        self.channels_last = channels_last
+        self.compile = compile
+        self._loaded: dict[str, Any] = {}
+
+    # What there is -------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def components(cls, part: str) -> tuple[str, ...]:
+        """The components of a part that have weights, by their names in `model_index.json`."""
+        parts = {
+            "vae": ("vae",),
+            "text_encoders": tuple(encoder for encoder, _ in cls.text_encoder_names),
+            "denoiser": (cls.denoiser_name,),
+        }
+        if part not in parts:
+            raise ValueError(f"no part {part!r}: {nearest(part, parts)}")
+        return parts[part]
+
+    def check(self) -> None:
+        """Look for faults without loading anything: files there and whole, a model of this family.
+
+        Of a hub model only `model_index.json` is fetched. Errors: one `ModelError` with all faults.
+        """
+        faults = Faults(f"{type(self).__name__} cannot use this model", ModelError)
+        for fault in checks.path_faults(self) or [*checks.model_faults(self), *self.option_faults()]:
+            faults.add(fault)
+        faults.raise_if_any()
+
+    def option_faults(self) -> list[str]:
+        """Faults of this family's own options, found after the model's files were found to be right."""
+        return []
+
+    def fingerprint(self, part: str) -> str:
+        """A hash over the weights and configuration of a part, made from its files without loading it.
+
+        It is the same wherever the files are. For "text_encoders" it covers the tokenizers and the precision, which
+        change the embeddings; the autoencoder always runs in float32, and the denoiser's precision is the trainer's.
+        """
+        content: dict[str, Any] = {"part": part, "family": type(self).__name__}
+        if part == "vae" and self.vae_files is not None:
+            return fingerprints.of({**content, **fingerprints.vae_override(self.vae_files, self.files)})
+        content["components"] = {name: fingerprints.component(self.files, name) for name in self.components(part)}
+        if part == "text_encoders":
+            tokenizers = [tokenizer for _, tokenizer in self.text_encoder_names]
+            content["tokenizers"] = {name: fingerprints.tokenizer(self.files.folder / name) for name in tokenizers}
+            content["options"] = self.text_options()
+        return fingerprints.of(content)
+
+    def text_options(self) -> dict[str, Any]:
+        """Options that change the embeddings of a prompt."""
+        return {"dtype": self.dtype}
+
+    # Loading -------------------------------------------------------------------------------------------------------
+
+    def load(self, *parts: str, device: Any = "cpu") -> None:
+        """Load parts, frozen, onto a device; what is already loaded is only moved. Errors: `ModelError`."""
+        for part in parts:
+            for name in self.components(part):
+                if name not in self._loaded:
+                    self._loaded[name] = self._load(name)
+                self._loaded[name].to(device)
+        if "text_encoders" in parts:
+            for _, name in self.text_encoder_names:
+                if name not in self._loaded:
+                    self._loaded[name] = loading.load_config_object(self.files, name)
+
+    def _load(self, name: str) -> nn.Module:
+        import torch
+
+        if name != "vae":
+            return loading.load_model(self.files, name, getattr(torch, self.dtype))
+        if self.vae_files is None:
+            return loading.load_model(self.files, name, torch.float32)
+        return loading.load_vae_override(self.vae_files, self.files, torch.float32)
+
+    def unload(self, *parts: str) -> None:
+        """Forget parts, so that their memory is free unless somebody else holds them."""
+        for part in parts:
+            for name in self.components(part):
+                self._loaded.pop(name, None)
+        gc.collect()
+        if (torch := sys.modules.get("torch")) and torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+
+    def part(self, name: str) -> Any:
+        """A loaded component by its name in `model_index.json`."""
+        if name not in self._loaded:
+            raise RuntimeError(f"{name} is not loaded: call load() with its part first")
+        return self._loaded[name]
+
+    @property
+    def denoiser(self) -> nn.Module:
+        """The loaded denoiser."""
+        return self.part(self.denoiser_name)
+
+    def prepare_denoiser(self) -> None:
+        """Apply `gradient_checkpointing`, `channels_last` and `compile` to the loaded denoiser.
+
+        Call it once, after the adapter is attached: only then do compiled blocks contain the adapter's layers.
+        """
+        import torch
+
+        denoiser: Any = self.denoiser
+        if self.gradient_checkpointing:
+            denoiser.enable_gradient_checkpointing()
+        if self.channels_last:
+            denoiser.to(memory_format=torch.channels_last)
+        if self.compile:
+            denoiser.compile_repeated_blocks()
+
+    # Use -----------------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def process(self) -> Any:
+        """The noise process of the model's own scheduler configuration (`dreamlit.process`)."""
+
+    @abstractmethod
+    def encode_prompts(self, prompts: list[str]) -> Conditioning:
+        """Text conditioning of B prompts: tensors with the batch first, float32 on the CPU."""
+
+    @abstractmethod
+    def predict(
+        self, x_t: Tensor, t: Tensor, conditioning: Conditioning, frame: Tensor, denoiser: nn.Module | None = None
+    ) -> Tensor:
+        """The denoiser's prediction for latents `x_t` [B, C, h, w] at timesteps `t` [B]: float32 [B, C, h, w].
+
+        `frame` [B, 6] has the sizes of `types.Batch`; `denoiser` replaces the loaded one.
+        """
+
+    def encode_pixels(self, pixels: Tensor) -> Tensor:
+        """Pixels [B, 3, H, W] in [-1, 1] -> scaled latents [B, C, h, w] (mode of the posterior), float32 on the CPU.
+
+        Errors: `ValueError` for a wrong shape or range, `ModelError` if a latent is not finite.
+        """
+        return vae.encode(self.part("vae"), pixels, self.stride)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Scaled latents [B, C, h, w] -> pixels [B, 3, H, W] near [-1, 1], float32 on the CPU."""
+        return vae.decode(self.part("vae"), latents)
+
+    def pipeline(self, denoiser: nn.Module | None = None) -> Any:
+        """A diffusers pipeline of this family's parts; what is missing is loaded.
+
+        With `denoiser` (for example the adapted one) the pipeline uses it where it is, and the other parts follow to
+        its device; else everything is on the CPU. The autoencoder decodes in float32 whatever the precision.
+        """
+        import diffusers
+
+        device = "cpu" if denoiser is None else next(denoiser.parameters()).device
+        self.load("vae", "text_encoders", *(() if denoiser is not None else ("denoiser",)), device=device)
+        names = [*self.components("text_encoders"), *(tokenizer for _, tokenizer in self.text_encoder_names)]
+        parts = {name: self.part(name) for name in names}
+        parts[self.denoiser_name] = self.denoiser if denoiser is None else denoiser
+        parts |= {"vae": vae.accepting_any_precision(self.part("vae")), "scheduler": self.scheduler()}
+        pipeline = getattr(diffusers, self.pipeline_class)(**parts, **self.pipeline_options())
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+    def pipeline_options(self) -> dict[str, Any]:
+        """More arguments of the pipeline's constructor."""
+        return {}
+
+    def scheduler(self) -> Any:
+        """The sampler that the model comes with."""
+        return loading.load_config_object(self.files, "scheduler")

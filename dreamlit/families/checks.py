@@ -1,0 +1,114 @@
+"""Faults of a model's files that can be found without loading it, one line each."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from dreamlit.errors import ModelError
+from dreamlit.families.files import STEMS, ModelFiles, read_header, read_json, vae_folder, weight_faults
+
+if TYPE_CHECKING:
+    from dreamlit.families.base import Family
+
+TOKENIZER_FILES = ("vocab.json", "tokenizer.json", "spiece.model")
+
+
+def path_faults(family: Family) -> list[str]:
+    """Faults of the paths themselves: nothing there, a pickle, a damaged file."""
+    named = [family.files, *([family.vae_files] if family.vae_files else [])]
+    if family.files.is_file and family.files.config:
+        named.append(family.files.layout)
+    return [fault for files in named if (fault := files.fault())]
+
+
+def model_faults(family: Family) -> list[str]:
+    """All faults of the files that the paths lead to."""
+    if family.files.is_file and (faults := list(single_file_faults(family))):
+        return faults
+    faults = []
+    try:
+        index = family.files.index
+    except ModelError as error:
+        return [str(error)]
+    if (name := index.get("_class_name")) != family.pipeline_class:
+        kinds = [kind.__name__ for kind in concrete_families() if kind.pipeline_class == name]
+        hint = f"set family to {kinds[0]}" if kinds else "no family loads that"
+        where = family.files.layout.path
+        return [f"{where}: model_index.json says {name}, not {family.pipeline_class}; {hint}"]
+    if not family.files.layout.is_hub:
+        for name in component_names(family):
+            faults += component_faults(family, name, index.get(name))
+    if family.vae_files and not family.vae_files.is_hub and not family.vae_files.is_file:
+        faults += vae_faults(family, family.vae_files)
+    return faults
+
+
+def component_names(family: Family) -> list[str]:
+    """Everything that a local folder must have."""
+    tokenizers = [tokenizer for _, tokenizer in family.text_encoder_names]
+    return [*family.components("denoiser"), *family.components("text_encoders"), *tokenizers, "vae", "scheduler"]
+
+
+def component_faults(family: Family, name: str, entry: Any) -> Iterator[str]:
+    """Yield the faults of one component of a local folder; a single file's layout needs no weights."""
+    folder = family.files.folder / name
+    if not (isinstance(entry, list) and len(entry) == 2 and entry[0] in STEMS):
+        yield f"{folder}: model_index.json has {entry!r} for it, not a class of diffusers or transformers"
+        return
+    if name.startswith("tokenizer"):
+        if not any((folder / file).is_file() for file in TOKENIZER_FILES):
+            yield f"{folder}: none of {', '.join(TOKENIZER_FILES)} is there"
+        return
+    try:
+        config = read_json(folder / ("scheduler_config.json" if name == "scheduler" else "config.json"))
+    except ModelError as error:
+        yield str(error)
+        return
+    if name == family.denoiser_name and (channels := config.get("in_channels")) != family.latent_channels:
+        yield f"{folder}: takes {channels} channels, not {family.latent_channels}: a model made for another task"
+    if name == "scheduler" or family.files.is_file or (name == "vae" and family.vae_files):
+        return
+    yield from weight_faults(folder, entry[0], family.files.variant)
+
+
+def vae_faults(family: Family, files: ModelFiles) -> Iterator[str]:
+    """Yield the faults of a local VAE override folder."""
+    try:
+        folder, variant = vae_folder(files)
+        channels = read_json(folder / "config.json").get("latent_channels")
+    except ModelError as error:
+        yield str(error)
+        return
+    if channels != family.latent_channels:
+        yield f"{folder}: an autoencoder with {channels} latent channels, not {family.latent_channels}"
+    yield from weight_faults(folder, "diffusers", variant)
+
+
+def single_file_faults(family: Family) -> Iterator[str]:
+    """Yield what tells that a single file holds another family's model, or no whole model."""
+    names = [name for name in read_header(family.files.local) if name != "__metadata__"]
+
+    def fits(kind: type[Family]) -> bool:
+        return any(name.startswith(tuple(kind.single_file_layouts)) for name in names)
+
+    if fits(type(family)):
+        return
+    if kinds := [kind.__name__ for kind in concrete_families() if fits(kind)]:
+        yield f"{family.files.path}: holds a model of another family; set family to {kinds[0]}"
+    else:
+        sample = ", ".join(names[:3])
+        yield f"{family.files.path}: not a whole {type(family).__name__} model; its tensors are {sample}, ..."
+
+
+def concrete_families() -> list[type[Family]]:
+    """All families that exist, a user's own ones included."""
+    from dreamlit.families.base import Family
+
+    found, waiting = [], [Family]
+    while waiting:
+        kind = waiting.pop()
+        waiting += kind.__subclasses__()
+        found += [] if inspect.isabstract(kind) else [kind]
+    return sorted(found, key=lambda kind: kind.__name__)

@@ -1,0 +1,114 @@
+"""Hashes over the files of a model, made without loading it and remembered between runs."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import pathlib
+import tempfile
+from typing import Any
+
+from dreamlit.errors import ModelError
+from dreamlit.families.files import ModelFiles, read_json, vae_folder, weight_faults, weight_files
+
+CHUNK_BYTES = 1 << 22
+PROVENANCE = {"name_or_path", "transformers_version", "torch_dtype", "dtype", "tokenizer_file"}
+"""Configuration keys that tell where a model came from, not what it is (so do those that begin with "_")."""
+
+
+def memo_path() -> pathlib.Path:
+    """Where digests are remembered: `dreamlit/fingerprints.json` in `XDG_CACHE_HOME` or `~/.cache`."""
+    root = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    return pathlib.Path(root) / "dreamlit" / "fingerprints.json"
+
+
+def of(content: Any) -> str:
+    """32 hexadecimal digits that depend on `content` (any JSON value), not on the order of its keys."""
+    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def component(files: ModelFiles, name: str) -> list[Any]:
+    """Class, configuration and digests of the weights of one component of a model."""
+    folder = files.folder / name
+    library, class_name = files.index[name]
+    digests = [file_digest(files.local)] if files.is_file else weight_digests(folder, library, files.variant)
+    return [class_name, clean(read_json(folder / "config.json")), digests]
+
+
+def weight_digests(folder: pathlib.Path, library: str, variant: str | None) -> list[str]:
+    """Digests of a component's weight files. Errors: `ModelError` if one is missing or damaged."""
+    for fault in weight_faults(folder, library, variant):
+        raise ModelError(fault)
+    return [file_digest(path) for path in weight_files(folder, library, variant)]
+
+
+def vae_override(vae: ModelFiles, model: ModelFiles) -> dict[str, Any]:
+    """What `component` tells of the model's own autoencoder, for another one."""
+    if vae.is_file:
+        config, digests = model.folder / "vae" / "config.json", [file_digest(vae.local)]
+    else:
+        folder, variant = vae_folder(vae)
+        config, digests = folder / "config.json", weight_digests(folder, "diffusers", variant)
+    return {"components": {"vae": [model.index["vae"][1], clean(read_json(config)), digests]}}
+
+
+def tokenizer(folder: pathlib.Path) -> list[Any]:
+    """Names and contents of all files of a tokenizer, JSON without its provenance."""
+    files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    return [[path.name, clean(read_json(path)) if path.suffix == ".json" else file_digest(path)] for path in files]
+
+
+def clean(config: Any) -> Any:
+    """A configuration without the keys that only tell where it came from."""
+    if isinstance(config, dict):
+        kept = {key: value for key, value in config.items() if key not in PROVENANCE and not key.startswith("_")}
+        return {key: clean(value) for key, value in kept.items()}
+    return [clean(value) for value in config] if isinstance(config, list) else config
+
+
+def file_digest(path: pathlib.Path) -> str:
+    """BLAKE2b of a file's bytes; remembered by its true path, size and times, since weights have gigabytes."""
+    path = path.resolve()
+    stat = path.stat()
+    # the time of the last status change cannot be set by hand, so a file that was replaced in place is read again
+    state = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+    known = read_memo().get(str(path))
+    if isinstance(known, list) and known[:-1] == state and isinstance(known[-1], str):
+        return known[-1]
+    digest = hash_file(path)
+    remember(str(path), [*state, digest])
+    return digest
+
+
+def hash_file(path: pathlib.Path) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def read_memo() -> dict[str, Any]:
+    """What is remembered; nothing if the file is missing or damaged."""
+    try:
+        content = json.loads(memo_path().read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def remember(key: str, value: list[Any]) -> None:
+    """Add an entry in one atomic step. A read-only home costs time, not the run; a lost entry is hashed again."""
+    path = memo_path()
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kept = {name: entry for name, entry in read_memo().items() if pathlib.Path(name).exists()}
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                json.dump({**kept, key: value}, file)
+            os.replace(temporary, path)
+        except OSError:
+            pathlib.Path(temporary).unlink(missing_ok=True)

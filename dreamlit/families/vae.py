@@ -1,0 +1,70 @@
+"""Pixels to latents and back through a diffusers autoencoder, in float32."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from dreamlit.errors import ModelError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def encode(vae: Any, pixels: Tensor, stride: int) -> Tensor:
+    """Pixels [B, 3, H, W] in [-1, 1] -> scaled latents [B, C, H / stride, W / stride], float32 on the CPU.
+
+    The mode of the posterior, so that the same photo gives the same latent.
+    """
+    import torch
+
+    if pixels.ndim != 4 or pixels.shape[1] != 3 or pixels.shape[2] % stride or pixels.shape[3] % stride:
+        raise ValueError(f"pixels {list(pixels.shape)}: [B, 3, H, W] is expected with sides that {stride} divides")
+    low, high = float(pixels.min()), float(pixels.max())
+    if not (low >= -1.001 and high <= 1.001):
+        raise ValueError(f"pixels lie in [{low:g}, {high:g}]; [-1, 1] is expected")
+    with torch.no_grad(), torch.autocast(vae.device.type, enabled=False):
+        mode = vae.encode(pixels.to(vae.device, torch.float32)).latent_dist.mode()
+    shift, scale = statistics(vae.config, mode)
+    latents = ((mode - shift) * scale).cpu()
+    finite = latents.isfinite().flatten(1).all(1)
+    if not finite.all():
+        raise ModelError(
+            f"the autoencoder gave infinite or undefined latents for {int((~finite).sum())} of {len(latents)} images; "
+            "its weights are damaged or overflow: use another one (option vae)"
+        )
+    return latents
+
+
+def decode(vae: Any, latents: Tensor) -> Tensor:
+    """Scaled latents [B, C, h, w] -> pixels [B, 3, H, W] near [-1, 1], float32 on the CPU."""
+    import torch
+
+    latents = latents.to(vae.device, torch.float32)
+    shift, scale = statistics(vae.config, latents)
+    with torch.no_grad(), torch.autocast(vae.device.type, enabled=False):
+        return vae.decode(latents / scale + shift).sample.cpu()
+
+
+def statistics(config: Any, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Shift and scale [1, C, 1, 1] (or scalar) of an autoencoder: latents are (mode - shift) * scale."""
+    import torch
+
+    mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
+    if mean is not None and std is not None:
+        mean, std = (torch.tensor(value, device=like.device).view(1, -1, 1, 1) for value in (mean, std))
+        return mean, config.scaling_factor / std
+    shift = getattr(config, "shift_factor", None) or 0.0
+    return torch.tensor(shift, device=like.device), torch.tensor(config.scaling_factor, device=like.device)
+
+
+def accepting_any_precision(vae: Any) -> Any:
+    """The autoencoder, taking latents of any precision: pipelines hand over the denoiser's, which may be lower."""
+    first = vae.post_quant_conv if vae.post_quant_conv is not None else vae.decoder
+    if not any(hook is to_float32 for hook in first._forward_pre_hooks.values()):
+        first.register_forward_pre_hook(to_float32)
+    return vae
+
+
+def to_float32(module: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """A forward pre-hook that widens the first input."""
+    return (inputs[0].float(), *inputs[1:])
