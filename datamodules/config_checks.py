@@ -232,23 +232,13 @@ def folder_faults(specs: Sequence[DatasetSpec]) -> Iterator[str]:
             for name in TABLES:
                 block = getattr(spec, name)
                 if block is not None and not os.path.isfile(block.path):
-                    yield f"{place}: {name}.path: {block.path} is not a file{_elsewhere(block.path)}"
+                    yield f"{place}: {name}.path: {block.path} is not a file"
 
 
 def _folder_fault(key: str, folder: str) -> Iterator[str]:
     if not os.path.exists(folder):
-        yield f"{key}: {folder} is not there{_elsewhere(folder)}"
+        yield f"{key}: {folder} is not there; relative paths start at the working folder"
     elif not os.path.isdir(folder):
         yield f"{key}: {folder} is a file; allowed: a folder (tar shards need type: webdataset)"
     elif not os.access(folder, os.R_OK | os.X_OK):
         yield f"{key}: {folder} may not be read: check its permissions"
-
-
-def _elsewhere(path: str) -> str:
-    """A hint when the tail of a missing path exists under the working folder."""
-    parts = os.path.normpath(path).split(os.sep)
-    for start in range(1, len(parts)):
-        tail = os.path.join(*parts[start:])
-        if os.path.exists(tail) and os.path.abspath(tail) != path:
-            return f" (but {os.path.abspath(tail)} is: relative paths start at the configuration file's folder)"
-    return ""

@@ -60,7 +60,7 @@ class CaptionTable:
     """A file with a caption per image, for `caption_strategy` `parquet`, `csv` and `jsonl`."""
 
     path: str
-    """The table file. A relative path starts at the folder of the configuration file."""
+    """The table file. A relative path starts at the working folder."""
     filename_column: str = "filename"
     """Column (in JSON lines: key) that names the image: by relative path, by file name or by stem."""
     caption_column: str = "caption"
@@ -77,8 +77,7 @@ class ImageDataset:
     """Name of the dataset: unique in the list, without `/`, `\\` or `#`. It is part of every sample's key."""
     instance_data_dir: str
     """Folder of the photos, searched in depth and never written to. For `type: webdataset` the tar shards: a path or
-    URL, with ranges in braces, for example `shards/{000..007}.tar`. A relative path starts at the folder of the
-    configuration file."""
+    URL, with ranges in braces, for example `shards/{000..007}.tar`. A relative path starts at the working folder."""
     type: str = "local"
     """`local`: a folder. `webdataset`: tar shards of images with sidecar files of the same stem."""
     dataset_type: str = "image"

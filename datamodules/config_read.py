@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import difflib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from dreamlit.datamodules.config_checks import duplicate_faults, entry_faults, list_faults
 from dreamlit.datamodules.config_entries import ENTRY_CLASSES, DatasetSpec
-from dreamlit.datamodules.config_values import CONVERTERS, base_folder, shown
+from dreamlit.datamodules.config_values import CONVERTERS, absolute, shown
 from dreamlit.errors import ConfigError, Faults
 
 ALIASES = {"is_regularization_data": "is_regularisation_data", "disable": "disabled"}
@@ -163,12 +162,12 @@ def _plain(value: Any) -> Any:
 
 
 def read_list(path: str) -> list[DatasetSpec]:
-    """The entries of a JSON or YAML file; its relative paths start at its own folder.
+    """The entries of a JSON or YAML file; relative paths in it start where those of the command do.
 
     Raises:
         ConfigError: The file is not there, is not JSON or YAML, or its entries have faults.
     """
-    path = os.path.abspath(os.path.expanduser(path))
+    path = absolute(path)
     try:
         with open(path, encoding="utf-8-sig") as file:
             content = file.read()
@@ -177,8 +176,7 @@ def read_list(path: str) -> list[DatasetSpec]:
         raise ConfigError(
             f"datasets: {path} cannot be read ({reason}); allowed: a list, or the path of a JSON or YAML file with one"
         ) from None
-    with _relative_to(os.path.dirname(path)):
-        return read_text(content, os.path.basename(path), is_json=path.lower().endswith(".json"))
+    return read_text(content, os.path.basename(path), is_json=path.lower().endswith(".json"))
 
 
 def read_text(content: str, source: str, is_json: bool = False) -> list[DatasetSpec]:
@@ -190,15 +188,6 @@ def read_text(content: str, source: str, is_json: bool = False) -> list[DatasetS
     if not isinstance(items, list):
         raise ConfigError(f"{source}: came {shown(items)}; allowed: a list of dataset entries")
     return read_entries(items, source)
-
-
-@contextlib.contextmanager
-def _relative_to(folder: str) -> Iterator[None]:
-    token = base_folder.set(folder)
-    try:
-        yield
-    finally:
-        base_folder.reset(token)
 
 
 def _unique(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:

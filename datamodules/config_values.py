@@ -21,7 +21,9 @@ from dreamlit.errors import nearest
 Converter = Callable[[Any], Any]
 
 base_folder: contextvars.ContextVar[str | None] = contextvars.ContextVar("base_folder", default=None)
-"""Where relative paths start; None is the working folder (jsonargparse makes that the folder of the file it parses)."""
+"""Where relative paths start; None is the working folder. Commands set it to the folder they were called in, because
+jsonargparse changes the working folder while it reads a file, and paths of other options start where the user stands.
+"""
 
 URL = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+:")  # two letters or more: C:\photos is a path
 DOTTED = re.compile(r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)+$")
@@ -98,6 +100,11 @@ def path(value: Any) -> str:
     value = os.fspath(value) if isinstance(value, os.PathLike) else text(value)
     if URL.match(value):
         return value
+    return absolute(value)
+
+
+def absolute(value: str) -> str:
+    """The absolute path of `value`; a relative one starts at `base_folder`, and `~` is the home folder."""
     return os.path.abspath(os.path.join(base_folder.get() or os.getcwd(), os.path.expanduser(value)))
 
 

@@ -26,7 +26,7 @@ from dreamlit.datamodules.config import (
     size_of,
 )
 from dreamlit.datamodules.config_entries import ENTRY_CLASSES
-from dreamlit.datamodules.config_values import CONVERTERS, STRATEGIES
+from dreamlit.datamodules.config_values import CONVERTERS, STRATEGIES, base_folder
 from dreamlit.errors import ConfigError, DataError
 from dreamlit.types import Role
 
@@ -88,7 +88,8 @@ def report(items: Any) -> str:
 # -- what loads --------------------------------------------------------------------------------------------------------
 
 
-def test_published_list_with_masks_loads_unchanged(tmp_path):
+def test_published_list_with_masks_loads_unchanged(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "list.json").write_text(MASKED)
     photos, masks, text = DatasetSpecs.parse(str(tmp_path / "list.json"))
     assert isinstance(photos, ImageDataset) and isinstance(masks, ConditioningDataset)
@@ -101,7 +102,8 @@ def test_published_list_with_masks_loads_unchanged(tmp_path):
     assert text.cache_dir == str(tmp_path / "cache/text/sdxl-base/masked_loss")
 
 
-def test_published_list_with_regularisation_loads_unchanged(tmp_path):
+def test_published_list_with_regularisation_loads_unchanged(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "list.json").write_text(REGULARISED)
     specs = DatasetSpecs.parse(str(tmp_path / "list.json"))
     assert [spec.role for spec in specs.images] == [0, 0, 1, 1]
@@ -252,13 +254,17 @@ def parser() -> ArgumentParser:
     return made
 
 
-def test_a_run_configuration_may_hold_or_name_the_list(tmp_path, monkeypatch):
+def test_paths_start_at_the_working_folder_wherever_the_configuration_lies(tmp_path, monkeypatch, request):
     (tmp_path / "lists").mkdir()
-    (tmp_path / "lists/list.json").write_text(json.dumps([image(instance_data_dir="../photos")]))
-    (tmp_path / "named.yaml").write_text("data:\n  datasets: lists/list.json\n")
-    (tmp_path / "inline.yaml").write_text(json.dumps({"data": {"datasets": [image()]}}))
-    monkeypatch.chdir("/")
-    found = [parser().parse_args(["--config", str(tmp_path / name)]) for name in ("named.yaml", "inline.yaml")]
+    (tmp_path / "lists/list.json").write_text(json.dumps([image()]))
+    (tmp_path / "lists/named.yaml").write_text("data:\n  datasets: lists/list.json\n")
+    (tmp_path / "lists/inline.yaml").write_text(json.dumps({"data": {"datasets": [image()]}}))
+    monkeypatch.chdir(tmp_path)
+    token = base_folder.set(str(tmp_path))  # as the commands do: the parser changes the working folder
+    request.addfinalizer(lambda: base_folder.reset(token))
+    found = [
+        parser().parse_args(["--config", str(tmp_path / "lists" / name)]) for name in ("named.yaml", "inline.yaml")
+    ]
     assert found[0].data.datasets == found[1].data.datasets
     assert found[0].data.datasets.images[0].instance_data_dir == str(tmp_path / "photos")
     assert isinstance(parser().instantiate(found[0]).data.datasets, DatasetSpecs)
@@ -479,12 +485,11 @@ def test_yaml_merges_may_be_overridden(tmp_path):
 
 def test_missing_folders_and_tables_are_in_one_report(tmp_path, monkeypatch):
     (tmp_path / "conf").mkdir()
-    (tmp_path / "photos").mkdir()
     (tmp_path / "file").write_text("")
     items = [
         image(),
-        image(id="f", instance_data_dir="../file"),
-        image(id="t", instance_data_dir="..", caption_strategy="csv", csv=TABLE, prepend_instance_prompt=True),
+        image(id="f", instance_data_dir="file"),
+        image(id="t", instance_data_dir=".", caption_strategy="csv", csv=TABLE, prepend_instance_prompt=True),
         image(id="shards", type="webdataset", instance_data_dir="shards/{0..3}.tar"),
     ]
     (tmp_path / "conf/list.json").write_text(json.dumps(items))
@@ -493,7 +498,7 @@ def test_missing_folders_and_tables_are_in_one_report(tmp_path, monkeypatch):
         check_folders(DatasetSpecs.parse("conf/list.json"))
     lines = str(raised.value).splitlines()[1:]
     assert len(lines) == 3
-    assert "'dog'" in lines[0] and f"(but {tmp_path / 'photos'} is" in lines[0]
+    assert "'dog'" in lines[0] and f"{tmp_path / 'photos'} is not there" in lines[0]
     assert "'f'" in lines[1] and "is a file" in lines[1]
     assert "'t'" in lines[2] and "t.csv is not a file" in lines[2]
 
