@@ -1,8 +1,8 @@
 """The plan: which samples form batch `p`, computed from `p` alone.
 
-A stream is the images of one dataset in one bucket, visited in an endless chain of seeded permutations. The streams of a
-bucket, and then the buckets, are merged by balanced binary trees in exact integer arithmetic, so that every prefix holds
-each stream's share and any position is found without replaying the past. See "The plan" in docs/architecture.md.
+A stream is the images of one dataset in one bucket, visited in an endless chain of seeded permutations. The streams of
+a bucket, and then the buckets, are merged by balanced binary trees in exact integer arithmetic, so that every prefix
+holds each stream's share and any position is found without replaying the past. See "The plan" in docs/architecture.md.
 """
 
 from __future__ import annotations
@@ -145,7 +145,10 @@ class Plan:
         self._within = [Merge([rates[i] for i in members]) for members in self._of_bucket]
         self._between = Merge([sum(rates[i] for i in members) for members in self._of_bucket])
         self.draws_per_pass = sum((s.rate for s in self.streams), Fraction(0))
-        self.batches_per_epoch = max(1, round(self.draws_per_pass / batch_size))
+
+    def batches_per_epoch(self, accumulate: int = 1) -> int:
+        """Batches of an epoch: a pass over the data, rounded to whole optimizer steps of `accumulate` batches."""
+        return accumulate * max(1, round(self.draws_per_pass / (self.batch_size * accumulate)))
 
     def batch(self, p: int) -> list[Draw]:
         """The global batch `p`: `batch_size` draws of one bucket."""
@@ -167,7 +170,6 @@ class Plan:
         visit, position = divmod(k, len(stream.members))
         key = address(self.seed, "permutation", stream.dataset_id, *stream.bucket, visit)
         return Draw(stream.members[permuted(position, len(stream.members), key)], visit)
-
 
     def draws_of_streams(self, batches: int) -> list[int]:
         """How many draws each of `streams` has had after `batches` batches."""
@@ -191,7 +193,7 @@ def slice_size(batch_size: int, world_size: int) -> int:
     if batch_size % world_size:
         allowed = ", ".join(str(world_size * k) for k in (1, 2, 3))
         raise CombinationError(
-            f"data.batch_size is {batch_size}, the global batch over all {world_size} processes, and cannot be cut into "
-            f"{world_size} equal slices. Use a multiple of {world_size} ({allowed}, ...) or fewer devices"
+            f"data.batch_size is {batch_size}, the global batch over all {world_size} processes, and cannot be cut "
+            f"into {world_size} equal slices. Use a multiple of {world_size} ({allowed}, ...) or fewer devices"
         )
     return batch_size // world_size

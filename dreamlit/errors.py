@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
 
@@ -56,6 +55,8 @@ class Faults:
 
 def nearest(name: str, allowed: Iterable[str]) -> str:
     """The end of an error sentence about a wrong name: the nearest right one and the whole list."""
+    import difflib  # here, so that `dreamlit --help` does not pay for it
+
     names = sorted(str(item) for item in allowed)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     hint = f"did you mean {close[0]!r}? " if close else ""

@@ -57,6 +57,8 @@ class Batch:
     """original (h, w), crop (top, left), target (h, w) in pixels: [B, 6], int64."""
     keys: list[str]
     """Which draw each sample is: `dataset/path#visit`."""
+    position: int = 0
+    """Place of the global batch in the plan; module dropout is seeded from it."""
 
 
 class Encoders(Protocol):

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import sys
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -9,7 +10,15 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))  # helper modules of the tests, and classes "of a user"
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache_home(tmp_path_factory) -> None:
+    """Fingerprints and help texts of the tests stay out of the user's cache; subprocesses inherit it."""
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache-home"))
 
 
 @pytest.fixture(scope="session")
@@ -19,3 +28,27 @@ def photos() -> pathlib.Path:
     if not folder.is_dir():
         pytest.skip(f"real photos are not here: {folder} (set DREAMLIT_PHOTOS)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory) -> pathlib.Path:
+    """A tiny SDXL in the diffusers layout."""
+    import tiny
+
+    return tiny.tiny_sdxl(tmp_path_factory.mktemp("models") / "tiny-sdxl")
+
+
+@pytest.fixture(scope="session")
+def tiny_other_model(tmp_path_factory) -> pathlib.Path:
+    """A tiny SDXL of other weights."""
+    import tiny
+
+    return tiny.tiny_sdxl(tmp_path_factory.mktemp("models") / "tiny-sdxl-2", seed=1)
+
+
+@pytest.fixture(scope="session")
+def tiny_sd_model(tmp_path_factory) -> pathlib.Path:
+    """A tiny Stable Diffusion 1.x."""
+    import tiny
+
+    return tiny.tiny_sd(tmp_path_factory.mktemp("models") / "tiny-sd")

@@ -110,7 +110,9 @@ def test_seeds_change_the_order_and_not_the_shares():
 
 
 def test_batch_one_million_is_found_in_under_a_millisecond():
-    streams = [Stream(f"d{d}", (64 * b, 64), tuple(range(1000)), Fraction(1000 * (d + 1))) for d in range(4) for b in range(10)]
+    streams = [
+        Stream(f"d{d}", (64 * b, 64), tuple(range(1000)), Fraction(1000 * (d + 1))) for d in range(4) for b in range(10)
+    ]
     plan = Plan(streams, 8, 0)
     timings = []
     for p in range(1_000_000, 1_000_020):
@@ -129,7 +131,12 @@ def test_a_photo_alone_in_its_bucket_still_trains():
 
 def test_an_epoch_is_the_rounded_number_of_batches_in_a_pass():
     streams = [Stream("a", (64, 64), tuple(range(10)), Fraction(10 * 3))]
-    assert [Plan(streams, b, 0).batches_per_epoch for b in (1, 4, 7, 100)] == [30, 8, 4, 1]
+    assert [Plan(streams, b, 0).batches_per_epoch() for b in (1, 4, 7, 100)] == [30, 8, 4, 1]
+
+
+def test_accumulation_windows_are_never_cut_by_the_end_of_an_epoch():
+    plan = Plan([Stream("a", (64, 64), tuple(range(10)), Fraction(10))], 1, 0)
+    assert [plan.batches_per_epoch(accumulate) for accumulate in (1, 3, 4, 40)] == [10, 9, 8, 40]
 
 
 def test_unequal_slices_are_refused_with_what_would_fit():

@@ -1,0 +1,147 @@
+"""Checkpoints on optimizer-step boundaries, an exported adapter beside each, and a rehearsal before the first step."""
+
+from __future__ import annotations
+
+import pathlib
+import re
+import shutil
+import tempfile
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule, Trainer, callbacks
+
+from dreamlit.errors import CombinationError
+
+STEP_FILE = re.compile(r"step-(\d+)\.ckpt$")
+
+
+class RunCheckpoint(callbacks.Checkpoint):
+    """Saves the state of the run into `<default_root_dir>/checkpoints` and the adapter into `.../adapters`.
+
+    A save happens only when an optimizer step is complete, so that a resumed run repeats the uninterrupted one exactly.
+
+    Args:
+        every_n_steps: Optimizer steps between checkpoints; the last step is always saved.
+        keep: How many of the newest checkpoints (with their exported adapters) stay; 0 keeps all.
+        monitor: Metric of an evaluation, such as `loss/val`, whose best checkpoint is kept as `best.ckpt`.
+        mode: Whether a smaller (`min`) or larger (`max`) metric is better.
+        preflight: Rehearse saving, loading and exporting before the first step, so that they cannot fail later.
+    """
+
+    def __init__(
+        self,
+        every_n_steps: int = 250,
+        keep: int = 3,
+        monitor: str | None = None,
+        mode: Literal["min", "max"] = "min",
+        preflight: bool = True,
+    ) -> None:
+        if every_n_steps < 1 or keep < 0:
+            raise CombinationError(
+                f"checkpoint.every_n_steps must be at least 1 and keep at least 0, got {every_n_steps} and {keep}"
+            )
+        self.every_n_steps = every_n_steps
+        self.keep = keep
+        self.monitor = monitor
+        self.mode = mode
+        self.preflight = preflight
+        self.best_score: float | None = None
+        self._last_saved_step = 0
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        every = trainer.val_check_interval
+        if self.monitor and isinstance(every, int) and every % trainer.accumulate_grad_batches:
+            raise CombinationError(
+                f"trainer.val_check_interval is {every} batches, which falls inside an accumulation window of "
+                f"{trainer.accumulate_grad_batches}: the best checkpoint could not be saved there. Use a multiple"
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best_score": self.best_score}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best_score = state_dict["best_score"]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._last_saved_step = trainer.global_step
+        if self.preflight:
+            self._rehearse(trainer, pl_module)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        step = trainer.global_step
+        if step != self._last_saved_step and step % self.every_n_steps == 0:
+            self._save_step(trainer, pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self.monitor or trainer.sanity_checking or (not trainer.training and trainer.state.fn != "fit"):
+            return
+        if self.monitor not in trainer.callback_metrics:
+            known = ", ".join(sorted(trainer.callback_metrics)) or "none"
+            raise CombinationError(f"checkpoint.monitor is {self.monitor!r}, which is not logged. Logged: {known}")
+        score = float(trainer.callback_metrics[self.monitor])
+        sign = 1 if self.mode == "min" else -1
+        if self.best_score is None or sign * score < sign * self.best_score:
+            self.best_score = score
+            self._save(trainer, pl_module, "best")
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.global_step != self._last_saved_step:
+            self._save_step(trainer, pl_module)
+        if trainer.is_global_zero:
+            for path in pl_module.export(trainer.default_root_dir, stem=run_name(trainer)):  # pyright: ignore
+                print(f"adapter: {path}")
+            print(f"checkpoints: {checkpoint_folder(trainer)}")
+
+    def _save_step(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._last_saved_step = trainer.global_step
+        self._save(trainer, pl_module, f"step-{trainer.global_step:06d}")
+        if self.keep and trainer.is_global_zero:
+            self._rotate(trainer)
+
+    def _save(self, trainer: Trainer, pl_module: LightningModule, stem: str) -> None:
+        trainer.save_checkpoint(checkpoint_folder(trainer) / f"{stem}.ckpt")
+        if trainer.is_global_zero:
+            pl_module.export(adapter_folder(trainer), stem=f"{run_name(trainer)}-{stem}")  # pyright: ignore
+
+    def _rotate(self, trainer: Trainer) -> None:
+        """Removes the oldest numbered checkpoints and their adapters; `best` is never removed."""
+        for path in step_checkpoints(checkpoint_folder(trainer))[: -self.keep]:
+            path.unlink()
+            stem = f"{run_name(trainer)}-{path.stem}"
+            for suffix in ("", ".safetensors", "-diffusers.safetensors"):
+                exported = adapter_folder(trainer) / f"{stem}{suffix}"
+                shutil.rmtree(exported) if exported.is_dir() else exported.unlink(missing_ok=True)
+
+    def _rehearse(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Saves, loads and exports once into a folder that is then removed."""
+        root = pathlib.Path(trainer.default_root_dir)
+        root.mkdir(parents=True, exist_ok=True)
+        own = tempfile.mkdtemp(prefix=".preflight-", dir=root) if trainer.is_global_zero else ""
+        folder = trainer.strategy.broadcast(own)
+        try:
+            trainer.save_checkpoint(pathlib.Path(folder) / "rehearsal.ckpt")
+            if trainer.is_global_zero:
+                torch.load(pathlib.Path(folder) / "rehearsal.ckpt", weights_only=True)
+                pl_module.export(folder, stem="rehearsal")  # pyright: ignore
+            trainer.strategy.barrier()
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def run_name(trainer: Trainer) -> str:
+    return pathlib.Path(trainer.default_root_dir).resolve().name
+
+
+def checkpoint_folder(trainer: Trainer) -> pathlib.Path:
+    return pathlib.Path(trainer.default_root_dir) / "checkpoints"
+
+
+def adapter_folder(trainer: Trainer) -> pathlib.Path:
+    return pathlib.Path(trainer.default_root_dir) / "adapters"
+
+
+def step_checkpoints(folder: pathlib.Path) -> list[pathlib.Path]:
+    """The numbered checkpoints of a run, oldest first."""
+    found = [(int(match[1]), path) for path in folder.glob("step-*.ckpt") if (match := STEP_FILE.search(path.name))]
+    return [path for _, path in sorted(found)]

@@ -1,0 +1,208 @@
+"""The LightningDataModule: from dataset entries to batches, with everything encoded before the denoiser exists."""
+
+from __future__ import annotations
+
+import functools
+import pathlib
+from fractions import Fraction
+from typing import Any
+
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader
+
+from dreamlit.datamodules.cache import Caches, fill_latents, fill_masks, fill_texts
+from dreamlit.datamodules.config import DatasetSpecs, check_folders
+from dreamlit.datamodules.loader import EvalDataset, PlanDataset, PlanLoader, collate
+from dreamlit.datamodules.manifest import build_manifest
+from dreamlit.datamodules.plan import Plan, Stream, slice_size
+from dreamlit.datamodules.samples import Manifest
+from dreamlit.errors import CombinationError, DataError
+from dreamlit.types import Encoders
+
+
+class DreamBoothData(LightningDataModule):
+    """Photos, captions, masks and regularisation images, cached and served in the order of the plan.
+
+    Args:
+        datasets: List of dataset entries, or the path of a JSON or YAML file with such a list; see docs/datasets.md.
+        batch_size: Samples of one forward over all devices (the global batch); a multiple of the number of devices.
+        cache_dir: Where latents and text embeddings are kept, unless a dataset entry names its own folder.
+        aspect_bucket_alignment: Both sides of a training image are multiples of this many pixels.
+        num_workers: Processes that read batches; any number gives the same batches.
+        encode_batch_size: Images or captions encoded at once while the caches are built, halved when memory runs out;
+            with 1 a cached latent does not depend, to the last bit, on what else was missing.
+        eval_timesteps: Noise levels at which each image of an `eval` dataset is evaluated.
+        prompts: Prompts of which `dreamlit predict` makes an image each.
+        seed: Set by `seed_everything`.
+    """
+
+    def __init__(
+        self,
+        datasets: DatasetSpecs,
+        batch_size: int = 1,
+        cache_dir: str = "cache",
+        aspect_bucket_alignment: int = 64,
+        num_workers: int = 0,
+        encode_batch_size: int = 1,
+        eval_timesteps: int = 8,
+        prompts: list[str] | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        for name, value in (
+            ("batch_size", batch_size),
+            ("aspect_bucket_alignment", aspect_bucket_alignment),
+            ("encode_batch_size", encode_batch_size),
+            ("eval_timesteps", eval_timesteps),
+        ):
+            if value < 1:
+                raise CombinationError(f"data.{name} is {value}; it must be at least 1")
+        self.specs = datasets
+        self.batch_size = batch_size
+        self.cache_dir = pathlib.Path(cache_dir)
+        self.alignment = aspect_bucket_alignment
+        self.num_workers = num_workers
+        self.encode_batch_size = encode_batch_size
+        self.eval_timesteps = eval_timesteps
+        self.prompts = prompts or []
+        self.seed = seed
+        self.allow_zero_length_dataloader_with_multiple_devices = True  # fewer prompts than ranks is fine
+        self._manifest: Manifest | None = None
+        self._attached: Any = None
+
+    # what is seen -------------------------------------------------------------------------------------------------
+
+    def manifest(self, stride: int) -> Manifest:
+        """Everything usable in the datasets and why the rest is not; read once. `stride`: pixels per latent cell."""
+        if self._manifest is None:
+            if self.alignment % stride:
+                raise CombinationError(
+                    f"data.aspect_bucket_alignment is {self.alignment}; this model needs a multiple of {stride} pixels"
+                )
+            check_folders(self.specs)
+            self._manifest = build_manifest(
+                self.specs, self.alignment, self.seed, probe_path=self.cache_dir / "probes.jsonl"
+            )
+        return self._manifest
+
+    def plan(self, stride: int) -> Plan:
+        return Plan(streams_of(self.manifest(stride)), self.batch_size, self.seed)
+
+    # Lightning's stages -------------------------------------------------------------------------------------------
+
+    @property
+    def encoders(self) -> Encoders:
+        """The model family, reached through the module that trains it."""
+        return self._module.family
+
+    def attach(self, module: Any) -> None:
+        """Names the module whose encoders are used, where no Trainer runs (`prepare`, `plan`)."""
+        self._attached = module
+
+    @property
+    def _module(self) -> Any:
+        if self._attached is not None:
+            return self._attached
+        if self.trainer is None or self.trainer.lightning_module is None:
+            raise RuntimeError("DreamBoothData works inside a Trainer: trainer.fit(model, datamodule=data)")
+        return self.trainer.lightning_module
+
+    def prepare_data(self) -> None:
+        """Encodes what the caches lack, on one process of each node; the encoders are freed before training."""
+        assert self.trainer is not None
+        slice_size(self.batch_size, self.trainer.world_size)
+        self.fill_caches(self.trainer.strategy.root_device)
+
+    def fill_caches(self, device: Any = "cpu") -> list[Any]:
+        """Encodes latents, masks and captions that are not cached yet and returns a report for each kind."""
+        encoders = self.encoders
+        manifest = self.manifest(encoders.stride)
+        caches = self.caches(encoders, manifest)
+        return [
+            fill_latents(caches, manifest, encoders, device=device, batch_size=self.encode_batch_size),
+            fill_masks(caches, manifest),
+            fill_texts(caches, manifest, encoders, device=device, batch_size=self.encode_batch_size, seed=self.seed),
+        ]
+
+    def caches(self, encoders: Encoders, manifest: Manifest) -> Caches:
+        return Caches(self.cache_dir, manifest.specs, encoders)
+
+    def setup(self, stage: str) -> None:
+        encoders = self.encoders
+        manifest = self.manifest(encoders.stride)
+        self._caches = self.caches(encoders, manifest)
+        self._module.run_facts["manifest_digest"] = manifest.digest()
+        if stage in ("validate", "test") and not manifest.eval_samples:
+            raise DataError(
+                f"{stage}: no dataset has dataset_type 'eval'; add one with images that are never trained on"
+            )
+
+    def train_dataloader(self) -> PlanLoader:
+        assert self.trainer is not None
+        manifest, plan = self.manifest(self.encoders.stride), self.plan(self.encoders.stride)
+        dataset = PlanDataset(manifest.samples, manifest.specs, self._caches, self._module.noise_source(), self.seed)
+        return PlanLoader(
+            dataset,
+            plan,
+            rank=self.trainer.global_rank,
+            world_size=self.trainer.world_size,
+            epoch_length=limited(
+                plan.batches_per_epoch(self.trainer.accumulate_grad_batches), self.trainer.limit_train_batches
+            ),
+            num_workers=self.num_workers,
+            pin_memory=self.trainer.strategy.root_device.type == "cuda",
+        )
+
+    def _eval_loader(self) -> DataLoader | list:
+        assert self.trainer is not None
+        every = self.manifest(self.encoders.stride).eval_samples
+        if not every:
+            return []
+        mine = every[self.trainer.global_rank :: self.trainer.world_size]
+        module = self._module
+        dataset = EvalDataset(
+            mine or every[:1], self._caches, module.noise_source(), module.process.timestep, self.eval_timesteps
+        )
+        # All ranks add up their sums, so one without an image of its own takes part with one that does not count.
+        stacked = functools.partial(collate, weight=1.0 if mine else 0.0)
+        # One image a batch: images of an evaluation set rarely share a size, and its noise levels always do.
+        return DataLoader(dataset, batch_size=self.eval_timesteps, collate_fn=stacked, num_workers=self.num_workers)
+
+    val_dataloader = _eval_loader
+    test_dataloader = _eval_loader
+
+    def predict_dataloader(self) -> DataLoader:
+        if not self.prompts:
+            raise DataError("predict: data.prompts is empty; give the prompts to make images of")
+        assert self.trainer is not None
+        numbered = list(enumerate(self.prompts))[self.trainer.global_rank :: self.trainer.world_size]
+        return DataLoader(numbered, batch_size=None)  # pyright: ignore[reportArgumentType]
+
+
+def streams_of(manifest: Manifest) -> list[Stream]:
+    """The streams of the plan: one for each dataset and bucket, rates as the dataset entries say."""
+    specs = {spec.id: spec for spec in manifest.specs}
+    groups: dict[tuple[str, tuple[int, int]], list[tuple[str, int]]] = {}
+    for index, sample in enumerate(manifest.samples):
+        groups.setdefault((sample.dataset_id, sample.bucket), []).append((sample.id, index))
+    return [
+        Stream(dataset_id, bucket, tuple(i for _, i in sorted(members)), len(members) * passes_of(specs[dataset_id]))
+        for (dataset_id, bucket), members in groups.items()
+    ]
+
+
+def passes_of(spec: Any) -> Fraction:
+    """How often one pass over the data shows each image of a dataset: (repeats + 1) x probability."""
+    return (as_fraction(spec.repeats) + 1) * as_fraction(spec.probability)
+
+
+def as_fraction(value: float) -> Fraction:
+    """The decimal number that the user wrote, exactly."""
+    return Fraction(repr(value)).limit_denominator(10**6)
+
+
+def limited(length: int, limit: int | float | None) -> int:
+    """An epoch's batches under the Trainer's `limit_train_batches`: a count, or a share of the whole."""
+    if limit is None:
+        return length
+    return max(1, min(length, limit if isinstance(limit, int) else int(length * limit)))

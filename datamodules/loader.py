@@ -1,0 +1,208 @@
+"""The loader: a map-style reader over the caches, in the order of the plan, that can be saved and resumed.
+
+Every draw is a pure function of (seed, sample, visit), so worker and rank counts, prefetching and restarts change
+nothing. The saved state is one number: how many batches were handed out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from dreamlit.datamodules.cache import Caches
+from dreamlit.datamodules.captions import draw_caption
+from dreamlit.datamodules.config import DatasetSpecs
+from dreamlit.datamodules.plan import Draw, Plan
+from dreamlit.datamodules.samples import Sample
+from dreamlit.types import Batch
+
+
+class NoiseDraw(Protocol):
+    """What `NoiseSource` returns; see `dreamlit.objective.Draw`."""
+
+    t: Any
+    eps: torch.Tensor
+    input_eps: torch.Tensor
+
+
+NoiseSource = Callable[[str, int, tuple[int, ...]], NoiseDraw]
+"""(sample id, visit, latent shape) -> timestep and noise; pure."""
+
+
+class Item(NamedTuple):
+    """Where a sample of a batch comes from: the batch's place in the plan and the draw."""
+
+    position: int
+    draw: Draw
+
+
+class PlanDataset(Dataset):
+    """Reads one draw: cached latent, mask and text, with the noise and timestep that belong to the visit."""
+
+    def __init__(
+        self, samples: list[Sample], specs: DatasetSpecs, caches: Caches, noise: NoiseSource, seed: int
+    ) -> None:
+        self.samples = samples
+        self.specs = {spec.id: spec for spec in specs}
+        self.caches = caches
+        self.noise = noise
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, item: Item) -> dict[str, Any]:
+        sample, visit = self.samples[item.draw.sample], item.draw.visit
+        caption = draw_caption(sample.captions, self.specs[sample.dataset_id], self.seed, sample.id, visit)
+        latents = self.caches.latent(sample)
+        noise = self.noise(sample.id, visit, tuple(latents.shape))
+        return {
+            "latents": latents,
+            "eps": noise.eps,
+            "input_eps": noise.input_eps,
+            "t": noise.t,
+            "conditioning": self.caches.text(caption, sample.dataset_id),
+            "mask": self.caches.mask(sample),
+            "role": int(sample.role),
+            "frame": frame_of(sample),
+            "key": f"{sample.id}#{visit}",
+            "position": item.position,
+        }
+
+
+def frame_of(sample: Sample) -> list[int]:
+    """original (h, w), crop (top, left), target (h, w) in pixels."""
+    g = sample.geometry
+    return [*g.original_size, *g.crop_top_left, *g.target_size]
+
+
+def collate(items: list[dict[str, Any]], weight: float = 1.0) -> Batch:
+    """Stacks the items of one bucket into a `Batch`, each with the same loss weight."""
+    latents = torch.stack([item["latents"] for item in items]).float()
+    masks = [torch.ones(1, *latents.shape[2:]) if item["mask"] is None else item["mask"] for item in items]
+    return Batch(
+        latents=latents,
+        eps=torch.stack([item["eps"] for item in items]),
+        input_eps=torch.stack([item["input_eps"] for item in items]),
+        t=torch.as_tensor([item["t"] for item in items]),
+        conditioning={
+            name: torch.stack([item["conditioning"][name] for item in items]) for name in items[0]["conditioning"]
+        },
+        mask=torch.stack(masks).reshape(len(items), 1, *latents.shape[2:]).float(),
+        role=torch.tensor([item["role"] for item in items]),
+        weight=torch.full((len(items),), weight),
+        frame=torch.tensor([item["frame"] for item in items]),
+        keys=[item["key"] for item in items],
+        position=items[0]["position"],
+    )
+
+
+class PlanSampler:
+    """Batch sampler: hands this rank's slices of the planned batches `first`, `first + 1`, ..., `last - 1`."""
+
+    def __init__(self, plan: Plan, rank: int, world_size: int) -> None:
+        self.plan = plan
+        self.rank = rank
+        self.world_size = world_size
+        self.first = 0
+        self.last = 0
+
+    def __iter__(self) -> Iterator[list[Item]]:
+        for position in range(self.first, self.last):
+            yield [Item(position, draw) for draw in self.plan.slice_for(position, self.rank, self.world_size)]
+
+    def __len__(self) -> int:
+        return self.last - self.first
+
+
+class PlanLoader(DataLoader):
+    """A DataLoader over the plan whose state is the number of batches handed out since the run began.
+
+    Args:
+        dataset: Reads one draw.
+        plan: What is seen when.
+        rank: This process among `world_size`.
+        world_size: Processes that share each global batch.
+        epoch_length: Batches in an epoch.
+        num_workers: Worker processes; any number gives the same batches.
+    """
+
+    def __init__(
+        self,
+        dataset: PlanDataset,
+        plan: Plan,
+        rank: int = 0,
+        world_size: int = 1,
+        epoch_length: int | None = None,
+        num_workers: int = 0,
+        **options: Any,
+    ) -> None:
+        self.plan_sampler = PlanSampler(plan, rank, world_size)
+        self.epoch_length = epoch_length or plan.batches_per_epoch()
+        self.consumed = 0
+        super().__init__(
+            dataset,
+            batch_sampler=self.plan_sampler,  # pyright: ignore[reportArgumentType]
+            collate_fn=collate,
+            num_workers=num_workers,
+            persistent_workers=False,
+            **options,
+        )
+
+    def __len__(self) -> int:
+        return self.epoch_length
+
+    def __iter__(self) -> Iterator[Batch]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """The rest of the epoch that `consumed` stands in; a whole one when it stands at a boundary."""
+        self.plan_sampler.first = self.consumed
+        self.plan_sampler.last = (self.consumed // self.epoch_length + 1) * self.epoch_length
+        for batch in super().__iter__():
+            self.consumed += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        return {"consumed": self.consumed}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.consumed = state["consumed"]
+
+
+class EvalDataset(Dataset):
+    """A fixed grid: every evaluation image at `timesteps` stratified noise levels, with noise that never changes."""
+
+    def __init__(
+        self,
+        samples: list[Sample],
+        caches: Caches,
+        noise: NoiseSource,
+        timestep: Callable[[float], Any],
+        timesteps: int,
+    ) -> None:
+        self.cells = [(sample, i) for sample in samples for i in range(timesteps)]
+        self.caches = caches
+        self.noise = noise
+        self.timestep = timestep
+        self.timesteps = timesteps
+
+    def __len__(self) -> int:
+        return len(self.cells)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        sample, i = self.cells[index]
+        latents = self.caches.latent(sample)
+        noise = self.noise("eval/" + sample.id, i, tuple(latents.shape))
+        return {
+            "latents": latents,
+            "eps": noise.eps,
+            "input_eps": noise.eps,
+            "t": self.timestep((i + 0.5) / self.timesteps),
+            "conditioning": self.caches.text(sample.captions[0], sample.dataset_id),
+            "mask": self.caches.mask(sample),
+            "role": int(sample.role),
+            "frame": frame_of(sample),
+            "key": f"{sample.id}@{i}",
+            "position": 0,
+        }

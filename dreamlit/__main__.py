@@ -1,0 +1,7 @@
+"""`python -m dreamlit` is the command `dreamlit`."""
+
+import sys
+
+from dreamlit.cli import main
+
+sys.exit(main())

@@ -1,0 +1,149 @@
+"""Options that are right alone and do not work together: refused at start, all in one report."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+
+from dreamlit import formats
+from dreamlit.adapters import Full
+from dreamlit.callbacks.checkpoint import RunCheckpoint
+from dreamlit.datamodules.dreambooth import DreamBoothData
+from dreamlit.datamodules.plan import slice_size
+from dreamlit.errors import CombinationError, Faults
+from dreamlit.families import Family
+from dreamlit.families.files import read_json
+from dreamlit.families.loading import component_class
+from dreamlit.module import DreamBooth
+from dreamlit.types import Role
+
+SHARDING = ("fsdp", "deepspeed", "modelparallel", "model_parallel")
+
+
+def check_combinations(model: DreamBooth, data: DreamBoothData, trainer: pl.Trainer, training: bool = True) -> None:
+    """Checks what the parts cannot know of each other, before anything is loaded.
+
+    Raises:
+        CombinationError: with a line for each fault.
+    """
+    faults = Faults("these options do not work together", CombinationError)
+    lines = (*precision_faults(model, trainer), *trainer_faults(trainer, training), *data_faults(model, data))
+    for line in (*lines, *evaluation_faults(data, trainer)):
+        faults.add(line)
+    try:
+        slice_size(data.batch_size, trainer.world_size)
+    except CombinationError as error:
+        faults.add(str(error))
+    faults.raise_if_any()
+
+
+def precision_faults(model: DreamBooth, trainer: pl.Trainer) -> list[str]:
+    faults = []
+    if str(trainer.precision) not in ("32-true", "bf16-mixed", "16-mixed"):
+        faults.append(
+            f"trainer.precision is {trainer.precision!r}, which would make the trained weights {trainer.precision}; "
+            "dreamlit keeps them in float32. Use 32-true, bf16-mixed or 16-mixed, with model.family.dtype for the base"
+        )
+    if model.family.dtype != "float32" and str(trainer.precision) == "32-true":
+        faults.append(
+            f"model.family.dtype is {model.family.dtype!r} with trainer.precision 32-true; use bf16-mixed or 16-mixed"
+        )
+    if isinstance(model.adapter, Full) and model.family.dtype != "float32":
+        faults.append(
+            f"Full trains the model's own weights, so model.family.dtype must be float32, not {model.family.dtype}"
+        )
+    return faults
+
+
+def trainer_faults(trainer: pl.Trainer, training: bool) -> list[str]:
+    faults = []
+    if not isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy)):
+        faults.append(sharding_fault(type(trainer.strategy).__name__))
+    if getattr(trainer, "overfit_batches", 0):
+        faults.append("trainer.overfit_batches replaces the plan; to train on few images, list few images")
+    if trainer.reload_dataloaders_every_n_epochs:
+        faults.append("trainer.reload_dataloaders_every_n_epochs would restart the plan at every reload; leave it out")
+    if training and trainer.max_steps == -1 and trainer.max_epochs is None and trainer.max_time is None:
+        faults.append("nothing says how long to train: set trainer.max_steps (or max_epochs, or max_time)")
+    return faults
+
+
+def refuse_sharding(strategy: Any) -> None:
+    """Refuses a strategy that shards parameters, before the Trainer asks for the hardware that it needs."""
+    name = strategy if isinstance(strategy, str) else type(strategy).__name__
+    if name.lower().startswith(SHARDING):
+        raise CombinationError(sharding_fault(name))
+
+
+def sharding_fault(name: str) -> str:
+    return (
+        f"trainer.strategy is {name!r}; adapters are replicated, so use 'auto' or 'ddp' "
+        "(sharded strategies would save a part of the adapter as if it were the whole)"
+    )
+
+
+def check_model(model: DreamBooth, build: bool = True) -> None:
+    """Looks for faults of the model's files, the adapter's options and `init_from`; no weights are loaded.
+
+    Args:
+        model: The module.
+        build: Also build the denoiser without its weights and ask the adapter whether it fits; this imports diffusers
+            and asks the hub where the model is a hub id.
+
+    Raises:
+        ModelError: when the model's files are missing, damaged or another family's.
+        DreamlitError: when the adapter matches no layer, or `init_from` cannot be read.
+    """
+    family: Any = model.family
+    if build or not family.files.is_hub:
+        family.check()
+    if model.init_from:
+        formats.read_header(model.init_from)
+    # A family that loads in a way of its own need not have diffusers' layout; its adapter is checked when it attaches.
+    if build and type(family)._load is Family._load:
+        model.adapter.check(bare_denoiser(family))
+
+
+def bare_denoiser(family: Family) -> Any:
+    """The family's denoiser on the meta device: every layer, no weights."""
+    import torch
+
+    name = family.denoiser_name
+    kind = component_class(family.files.index, name)
+    with torch.device("meta"):
+        return kind.from_config(read_json(family.files.configuration(f"{name}/config.json")))
+
+
+def evaluation_faults(data: DreamBoothData, trainer: pl.Trainer) -> list[str]:
+    """A metric to keep the best checkpoint of must be measured by somebody."""
+    monitor = next((c.monitor for c in trainer.callbacks if isinstance(c, RunCheckpoint)), None)  # pyright: ignore
+    if monitor == "loss/val" and not data.specs.evals:
+        return ["checkpoint.monitor is 'loss/val', but no dataset has dataset_type 'eval' to measure it on"]
+    return []
+
+
+def data_faults(model: DreamBooth, data: DreamBoothData) -> list[str]:
+    faults = []
+    if data.alignment % model.family.stride:
+        faults.append(
+            f"data.aspect_bucket_alignment is {data.alignment}; this model needs a multiple of {model.family.stride} "
+            "pixels"
+        )
+    objective: Any = model.objective
+    regularisation = any(getattr(spec, "role", None) == Role.REGULARISATION for spec in data.specs)
+    masked = any(
+        getattr(spec, "conditioning_data", None) or getattr(spec, "alpha", None) == "mask" for spec in data.specs
+    )
+    for field, wanted, present, what in (
+        ("prior_loss_weight", 1.0, regularisation, "a dataset with is_regularisation_data: true"),
+        ("prior_target", "base_model", regularisation, "a dataset with is_regularisation_data: true"),
+        ("mask_normalisation", "area", masked, "a dataset with masks (conditioning_data) or alpha: mask"),
+        ("unmasked_weight", 0.0, masked, "a dataset with masks (conditioning_data) or alpha: mask"),
+        ("unmasked_target", "ignore", masked, "a dataset with masks (conditioning_data) or alpha: mask"),
+    ):
+        value = getattr(objective, field)
+        if value != wanted and not present:
+            faults.append(f"model.objective.{field} is {value!r} and would do nothing: there is no {what}")
+    return faults

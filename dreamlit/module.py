@@ -1,0 +1,268 @@
+"""The LightningModule: one training step, its optimizer, and a state that holds only what is trained."""
+
+from __future__ import annotations
+
+import functools
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor
+
+from dreamlit import resume
+from dreamlit.adapters import Adapter
+from dreamlit.errors import CombinationError
+from dreamlit.export import export, load_into_adapter
+from dreamlit.families import Family
+from dreamlit.images import generate, save_image
+from dreamlit.objective import Losses, Objective
+from dreamlit.process import Process
+from dreamlit.seeds import address
+from dreamlit.types import Batch
+
+Schedule = Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"]
+
+
+class DreamBooth(LightningModule):
+    """A pretrained model family, an adapter on its denoiser, and the objective that trains it.
+
+    Args:
+        family: The pretrained model: `SD`, `SDXL` or your own subclass of `dreamlit.families.Family` by dotted path.
+        adapter: What is trained: `LoRA`, `LyCORIS`, `Full` or your own subclass of `dreamlit.adapters.Adapter`.
+        objective: Loss, weighting, timesteps, noise, prior preservation and masks.
+        optimizer: An optimizer class of torch or of your own, with its options; `optimizer.lr` is the learning rate.
+        lr_scheduler: How the learning rate changes over the run.
+        lr_warmup_steps: Optimizer steps in which the learning rate rises from 0; not for `constant`.
+        init_from: Adapter file whose weights the run starts from (a new run: steps and optimizer start afresh).
+        seed: Set by `seed_everything`.
+    """
+
+    def __init__(
+        self,
+        family: Family,
+        adapter: Adapter,
+        objective: Objective = Objective(),  # noqa: B008  (frozen)
+        optimizer: OptimizerCallable = lambda parameters: torch.optim.AdamW(parameters, lr=1e-4),
+        lr_scheduler: Schedule = "constant",
+        lr_warmup_steps: int = 0,
+        init_from: str | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if lr_scheduler == "constant" and lr_warmup_steps:
+            raise CombinationError(
+                f"model.lr_warmup_steps is {lr_warmup_steps}, but lr_scheduler 'constant' has no warm-up; "
+                "use 'constant_with_warmup'"
+            )
+        self.family = family
+        self.adapter = adapter
+        self.objective = objective
+        self.optimizer_factory = optimizer
+        self.lr_scheduler = lr_scheduler
+        self.lr_warmup_steps = lr_warmup_steps
+        self.init_from = init_from
+        self.seed = seed
+        self.run_facts: dict[str, Any] = {}
+        """What a checkpoint says about its run: filled by whoever knows it (the command, the datamodule)."""
+        self.denoiser: torch.nn.Module | None = None
+
+    @functools.cached_property
+    def process(self) -> Process:
+        """The noise process of the family, from the model's own scheduler configuration."""
+        return self.family.process()
+
+    # loading ------------------------------------------------------------------------------------------------------
+
+    def configure_model(self) -> None:
+        """Loads the denoiser and attaches the adapter; doing it again changes nothing."""
+        if self.denoiser is not None:
+            return
+        self.family.load("denoiser")
+        teacher = self.objective.prior_target == "base_model" or self.objective.unmasked_target == "base_model"
+        self.adapter.attach(self.family.denoiser, seed=self.seed, teacher_needed=teacher)
+        self.family.prepare_denoiser()
+        self.denoiser = self.family.denoiser
+        for name, extra in self.adapter.modules_to_register().items():
+            self.add_module(name, extra)
+        if self.init_from:
+            load_into_adapter(self.init_from, self.adapter)
+        trained = {id(p) for p in self.adapter.parameters().values()}
+        # DDP neither broadcasts nor watches the frozen base: every rank has loaded the same one.
+        self._ddp_params_and_buffers_to_ignore = [n for n, p in self.named_parameters() if id(p) not in trained]
+        self._ddp_params_and_buffers_to_ignore += [n for n, _ in self.named_buffers()]
+
+    def noise_source(self) -> Any:
+        """(sample id, visit, latent shape) -> timestep and noise, for the loader: pure, and fit for its workers."""
+        return functools.partial(self.objective.draw, self.process, self.seed)
+
+    # training -----------------------------------------------------------------------------------------------------
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Module dropout depends on the batch's place in the plan and the rank, not on what ran before."""
+        torch.manual_seed(address(self.seed, "step", batch.position, self.global_rank))
+
+    def losses(self, batch: Batch) -> Losses:
+        """The objective on one batch."""
+        x_t = self.process.noise(batch.latents, batch.input_eps, batch.t)
+        target = self.process.target(batch.latents, batch.eps, batch.t)
+        base = self.base_prediction(x_t, batch, self.objective.needs_base(batch))
+        prediction = self.family.predict(x_t, batch.t, batch.conditioning, batch.frame, denoiser=self.denoiser)
+        return self.objective.losses(self.process, prediction, target, batch, base)
+
+    @torch.no_grad()
+    def base_prediction(self, x_t: Tensor, batch: Batch, needed: Tensor) -> Tensor | None:
+        """What the base model predicts for the samples where `needed` ([B], bool) holds; zeros elsewhere.
+
+        The base sees the same noisy latent, timestep and conditioning as the model in training.
+        """
+        rows = needed.nonzero().flatten()
+        if len(rows) == 0:
+            return None
+        conditioning = {name: value[rows] for name, value in batch.conditioning.items()}
+        with self.adapter.disabled() as base:
+            part = self.family.predict(x_t[rows], batch.t[rows], conditioning, batch.frame[rows], denoiser=base)
+        result = torch.zeros_like(x_t)
+        result[rows] = part.to(result.dtype)
+        return result
+
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        losses = self.losses(batch)
+        self._log_losses(losses)
+        return {"loss": losses.total, "per_sample": losses.per_sample, "keys": batch.keys}
+
+    def _log_losses(self, losses: Losses) -> None:
+        """Logs the loss and its two parts as means over all ranks."""
+        sums = self._over_ranks(torch.cat([losses.role_sums().flatten(), losses.total.detach().reshape(1)]))
+        instance, instances, prior, priors, total = sums  # on the device: nothing here waits for it
+        self.log("loss", total / self.trainer.world_size, prog_bar=True, rank_zero_only=True)
+        # Without a sample of a role its mean is 0 / 0, NaN; left out, loggers would repeat the last one.
+        self.log("loss/instance", instance / instances, rank_zero_only=True)
+        self.log("loss/prior", prior / priors, rank_zero_only=True)
+
+    def _over_ranks(self, sums: Tensor) -> Tensor:
+        """Sums added up over all ranks; every rank must call it. Lightning's own reduce waits for the device first."""
+        if self.trainer.world_size > 1:
+            torch.distributed.all_reduce(sums)
+        return sums
+
+    # evaluation and samples ---------------------------------------------------------------------------------------
+
+    def _evaluate(self, batch: Batch) -> None:
+        losses = self.losses(batch)
+        counted = losses.per_sample.double()[batch.weight > 0]
+        self._eval_sums += torch.tensor([float(counted.sum()), float(len(counted))])
+
+    def on_validation_epoch_start(self) -> None:
+        self._eval_sums = torch.zeros(2, dtype=torch.float64)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self._evaluate(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_evaluation("loss/val")
+
+    on_test_epoch_start = on_validation_epoch_start
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self._evaluate(batch)
+
+    def on_test_epoch_end(self) -> None:
+        self._log_evaluation("loss/test")
+
+    def _log_evaluation(self, name: str) -> None:
+        sums = self._over_ranks(self._eval_sums.to(self.device))
+        self.log(name, (sums[0] / sums[1]).float(), rank_zero_only=True, prog_bar=True)
+
+    def export(self, folder: str | pathlib.Path, stem: str) -> list[pathlib.Path]:
+        """Writes the adapter in each of its formats and returns the paths.
+
+        `STEM.safetensors` is what ComfyUI and A1111 read, `STEM-diffusers.safetensors` what diffusers reads, and the
+        folder `STEM` a full-rank denoiser.
+        """
+        suffixes = {"diffusers": "-diffusers.safetensors", "folder": ""}
+        facts = {
+            "base_model": self.family.files.path,
+            "base_fingerprint": self.family.fingerprint("denoiser"),
+            "step": self.global_step,
+            "seed": self.seed,
+        }
+        return [
+            export(
+                self.adapter,
+                pathlib.Path(folder) / f"{stem}{suffixes.get(format, '.safetensors')}",
+                family=self.family,
+                format=format,
+                metadata=facts,
+            )
+            for format in self.adapter.default_formats()
+        ]
+
+    def pipeline(self) -> Any:
+        """A diffusers pipeline that samples with the denoiser as it is now."""
+        return self.family.pipeline(denoiser=self.denoiser)
+
+    def on_predict_start(self) -> None:
+        self._predict_pipeline = self.pipeline()
+
+    def predict_step(self, batch: tuple[int, str], batch_idx: int) -> pathlib.Path:
+        """Makes the image of one prompt and returns the path of its file in `<default_root_dir>/predictions`."""
+        index, prompt = batch
+        seed = address(self.seed, "predict", index) % 2**31
+        image = generate(self._predict_pipeline, prompt, seed, {})
+        path = pathlib.Path(self.trainer.default_root_dir) / "predictions" / f"{index:03d}.png"
+        return save_image(image, path, json.dumps({"prompt": prompt, "seed": seed}))
+
+    # optimizer ----------------------------------------------------------------------------------------------------
+
+    def configure_optimizers(self) -> Any:
+        from diffusers.optimization import get_scheduler
+
+        optimizer = self.optimizer_factory(self.adapter.parameters().values())
+        schedule = get_scheduler(
+            self.lr_scheduler,
+            optimizer,
+            num_warmup_steps=self.lr_warmup_steps,
+            num_training_steps=int(self.trainer.estimated_stepping_batches),
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    # state --------------------------------------------------------------------------------------------------------
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Only what is trained: the base model is named by its fingerprint, not copied."""
+        return {name: p.detach() for name, p in self.adapter.parameters().items()}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Loads trained weights; a missing or unexpected name is an error that names it."""
+        self.adapter.load_state(dict(state_dict))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["dreamlit"] = {
+            **{name: value for name, value in self.run_facts.items() if name != "allow_changes"},
+            "base_fingerprint": self.family.fingerprint("denoiser"),
+            "accumulate_grad_batches": self.trainer.accumulate_grad_batches,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        allowed = self.run_facts.get("allow_changes", [])
+        resume.refuse_other_base(checkpoint, self.family.fingerprint("denoiser"), allowed)
+        if self.trainer.training:
+            resume.refuse_other_data(checkpoint, self.run_facts["manifest_digest"], allowed)
+            self._apply_learning_rate(checkpoint)
+
+    def _apply_learning_rate(self, checkpoint: dict[str, Any]) -> None:
+        """Puts the configured learning rate into the saved optimizer, so that a changed one takes effect on resume."""
+        fresh = self.optimizer_factory([torch.nn.Parameter(torch.zeros(1))])
+        rate = fresh.param_groups[0]["lr"]
+        for saved in checkpoint.get("optimizer_states", []):
+            for group in saved["param_groups"]:
+                if group.get("initial_lr", group["lr"]) == rate:
+                    continue
+                scale = rate / group["initial_lr"] if group.get("initial_lr") else 0.0
+                group["lr"], group["initial_lr"] = (group["lr"] * scale if scale else rate), rate
+        for saved in checkpoint.get("lr_schedulers", []):
+            saved["base_lrs"] = [rate] * len(saved["base_lrs"])

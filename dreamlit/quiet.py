@@ -1,0 +1,37 @@
+"""Messages of libraries that are known to mean nothing here, silenced one by one so that real warnings are seen."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+
+HARMLESS = (
+    r".*LeafSpec.* is deprecated",  # Lightning's own use of a torch function
+    r"Total length of `list` across ranks is zero",  # a run without an evaluation set
+    r"Found \d+ module\(s\) in eval mode at the start of training",  # the frozen base model is meant to be
+    r"The 'train_dataloader' does not have many workers",  # latents come from the cache: reading them takes no time
+    r"The 'val_dataloader' does not have many workers",
+    r"The '(test|predict)_dataloader' does not have many workers",
+    r"Checkpoint directory .* exists and is not empty",
+    r"The number of training batches .* is smaller than the logging interval",
+    r".*TypedStorage is deprecated",  # torchao
+    r"Detected call of `lr_scheduler.step\(\)` before `optimizer.step\(\)`",
+)
+
+LOGGERS = {
+    "torchao": logging.ERROR,  # "Failed to load ..._C_mxfp8": kernels for other hardware
+    "torch.utils._pytree": logging.ERROR,  # torchao registers enums in an old way
+    "diffusers.quantizers.torchao.torchao_quantizer": logging.ERROR,
+    "bitsandbytes.backends.cpu.ops": logging.ERROR,  # an optional kernel
+    "LyCORIS": logging.ERROR,  # "lora_dim is too large, using full matrix mode": as documented in `LyCORIS.rank`
+    "lightning.pytorch.trainer.connectors.checkpoint_connector": logging.WARNING,  # `weights_only` was not set
+    "lightning.pytorch.utilities.rank_zero": logging.WARNING,  # advertisements and device lists
+}
+
+
+def quieten() -> None:
+    """Hides the messages above; everything else is shown."""
+    for message in HARMLESS:
+        warnings.filterwarnings("ignore", message=message)
+    for name, level in LOGGERS.items():
+        logging.getLogger(name).setLevel(level)

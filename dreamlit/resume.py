@@ -1,0 +1,162 @@
+"""Which checkpoint to resume from, and what may differ between it and what the user asks for now."""
+
+from __future__ import annotations
+
+import pathlib
+import sys
+from typing import Any
+
+import yaml
+
+from dreamlit.errors import CheckpointError, Faults
+from dreamlit.trainer import read_checkpoint
+
+MAY_CHANGE = (
+    "trainer.max_steps",
+    "trainer.max_epochs",
+    "trainer.max_time",
+    "trainer.min_",
+    "trainer.logger",
+    "trainer.callbacks",
+    "trainer.log_every_n_steps",
+    "trainer.enable_",
+    "trainer.profiler",
+    "trainer.default_root_dir",
+    "trainer.devices",
+    "trainer.num_nodes",
+    "trainer.strategy",
+    "trainer.accelerator",
+    "trainer.val_check_interval",
+    "trainer.check_val_every_n_epoch",
+    "trainer.limit_",
+    "trainer.num_sanity_val_steps",
+    "trainer.detect_anomaly",
+    "trainer.barebones",
+    "checkpoint.",
+    "model.optimizer.init_args.lr",
+    "data.cache_dir",
+    "data.num_workers",
+    "data.encode_batch_size",
+    "data.eval_timesteps",
+    "data.prompts",
+    "data.datasets",  # what matters of it is in the manifest's digest, which is compared when the data is read
+    "extends",
+    "config",
+    "ckpt_path",
+    "allow_changes",
+)
+"""Keys that a resumed run may change: more steps, the learning rate, logging, callbacks, where and on what it runs."""
+
+
+def find_checkpoint(asked: str | None, root: pathlib.Path) -> str | None:
+    """The path that `last`, `best`, `auto` or a path stands for.
+
+    `last` is the newest checkpoint of the run in `root`, and it is an error when there is none; `auto` is the same but
+    starts a new run when there is none.
+
+    Raises:
+        CheckpointError: when there is no such checkpoint.
+    """
+    if asked is None:
+        return None
+    folder = root / "checkpoints"
+    if asked in ("last", "auto"):
+        newest = newest_readable(folder)
+        if newest is None and asked == "last":
+            raise CheckpointError(
+                f"--ckpt_path last: {folder} holds no complete checkpoint; leave it out to start a run"
+            )
+        return str(newest) if newest else None
+    path = folder / "best.ckpt" if asked == "best" else pathlib.Path(asked)
+    if not path.is_file():
+        hint = "; set checkpoint.monitor to a metric to keep one" if asked == "best" else ". Or use last, best or auto"
+        raise CheckpointError(f"there is no checkpoint {path}{hint}")
+    return str(path)
+
+
+def newest_readable(folder: pathlib.Path) -> pathlib.Path | None:
+    """The newest checkpoint that can be read; a damaged one is passed over with a line."""
+    from dreamlit.callbacks.checkpoint import step_checkpoints
+
+    for path in reversed(step_checkpoints(folder)):
+        try:
+            read_checkpoint(path)
+        except CheckpointError as error:
+            print(f"passed over: {error}", file=sys.stderr)
+            continue
+        return path
+    return None
+
+
+def refuse_to_overwrite(root: pathlib.Path) -> None:
+    """A new run never starts on top of an older one's checkpoints."""
+    from dreamlit.callbacks.checkpoint import step_checkpoints
+
+    older = step_checkpoints(root / "checkpoints")
+    if older:
+        raise CheckpointError(
+            f"{root} already holds a run (newest checkpoint: {older[-1].name}). Resume it with --ckpt_path last, "
+            "or give the new run its own --trainer.default_root_dir"
+        )
+
+
+def refuse_other_base(checkpoint: dict[str, Any], fingerprint: str, allowed: list[str]) -> None:
+    """An adapter trained on one base model is not resumed on another unless `base` is among `allowed`."""
+    saved = checkpoint["dreamlit"]["base_fingerprint"]
+    if saved != fingerprint and "base" not in allowed:
+        raise CheckpointError(
+            f"the checkpoint was trained on another base model (fingerprint {saved[:12]}, here {fingerprint[:12]}). "
+            "Give model.family.path of that model, or pass --allow_changes+=base"
+        )
+
+
+def refuse_other_data(checkpoint: dict[str, Any], digest: str, allowed: list[str]) -> None:
+    """A run is not resumed on changed photos, captions or dataset entries unless `data` is among `allowed`."""
+    saved = checkpoint["dreamlit"].get("manifest_digest")
+    if saved != digest and "data" not in allowed:
+        raise CheckpointError(
+            "the datasets are not those of the checkpoint: a photo, mask, caption or dataset entry has changed. "
+            "Put them back, start a new run with model.init_from, or pass --allow_changes+=data"
+        )
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as dotted keys; lists stay whole."""
+    if not isinstance(config, dict) or not config:
+        return {prefix.rstrip("."): config}
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        flat.update(flatten(value, f"{prefix}{key}."))
+    return flat
+
+
+def compare_configs(path: pathlib.Path, config: dict[str, Any], allowed: list[str]) -> list[str]:
+    """Shows how the configuration differs from the checkpoint's and refuses what would make another run of it.
+
+    Args:
+        path: The checkpoint.
+        config: The resolved configuration of now.
+        allowed: Further prefixes of keys that the user lets differ.
+
+    Returns:
+        One line for each difference.
+
+    Raises:
+        CheckpointError: when a key differs that must not, all in one report.
+    """
+    saved = yaml.safe_load(read_checkpoint(path)["dreamlit"]["config"])
+    before, now = flatten(saved), flatten(config)
+    refused = Faults(f"{path} was made by another configuration", CheckpointError)
+    lines = []
+    for key in sorted(before.keys() | now.keys()):
+        if before.get(key) == now.get(key):
+            continue
+        line = f"{key}: {before.get(key)!r} in the checkpoint, {now.get(key)!r} now"
+        lines.append(line)
+        if not key.startswith((*MAY_CHANGE, *allowed)):
+            refused.add(f"{line} (to resume all the same: --allow_changes+={key})")
+    refused.raise_if_any()
+    for line in lines:
+        if not line.startswith(("ckpt_path", "config:", "extends", "allow_changes", "data.datasets")):
+            print(f"resume: {line}", file=sys.stderr)
+    return lines

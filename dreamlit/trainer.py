@@ -1,0 +1,135 @@
+"""The Trainer: Lightning's own, with atomic checkpoints and the commands that go with a run's configuration."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import pickle
+import zipfile
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+
+from dreamlit.errors import CheckpointError
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint whole or not at all, and reads only plain data (`weights_only=True`)."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        target = pathlib.Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+        try:
+            with partial.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, target)
+        except OSError as error:
+            raise CheckpointError(
+                f"the checkpoint {target} could not be written: {error}; the older ones are whole"
+            ) from error
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def load_checkpoint(self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None) -> dict[str, Any]:
+        return read_checkpoint(pathlib.Path(path))
+
+
+def read_checkpoint(path: pathlib.Path) -> dict[str, Any]:
+    """A checkpoint's contents on the CPU.
+
+    Raises:
+        CheckpointError: when the file is missing, damaged, or holds more than plain data.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"there is no checkpoint {path}")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile, EOFError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read as a checkpoint (damaged, or of another program): {error}"
+        ) from error
+    if not isinstance(content, dict) or "dreamlit" not in content:
+        raise CheckpointError(f"{path} was not written by dreamlit; an adapter file goes to model.init_from")
+    return content
+
+
+class Trainer(pl.Trainer):
+    """Lightning's Trainer with checkpoints that are written whole or not at all."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if type(self.strategy.checkpoint_io) is TorchCheckpointIO:  # a plugin that the user chose stays
+            self.strategy.checkpoint_io = AtomicCheckpointIO()
+
+    def prepare(self, model: Any, datamodule: Any) -> None:
+        """Build all caches (latents, masks, text embeddings) and stop."""
+        from dreamlit.commands import prepare
+
+        prepare(self, model, datamodule)
+
+    def plan(self, model: Any, datamodule: Any, preview: str | None = None) -> None:
+        """Print what would be seen when, before any model is loaded.
+
+        Args:
+            preview: Folder to write the exact cropped and masked pictures to, with an HTML contact sheet.
+        """
+        from dreamlit.commands import plan
+
+        plan(self, model, datamodule, preview)
+
+    def export(
+        self,
+        model: Any,
+        datamodule: Any,
+        ckpt_path: str = "last",
+        output: str | None = None,
+        check: bool = False,
+    ) -> None:
+        """Write the adapter of a checkpoint as files that other tools load.
+
+        Args:
+            ckpt_path: `last`, `best` or the path of a checkpoint.
+            output: Folder for the files; the run's own folder by default.
+            check: Load each file in a fresh model through the consumer's own loader and print the largest difference.
+        """
+        from dreamlit.commands import export
+
+        export(self, model, datamodule, ckpt_path, output, check)
+
+    def sample(
+        self,
+        model: Any,
+        datamodule: Any,
+        prompt: str | list[str],
+        adapter: str | None = None,
+        output: str = "samples",
+        steps: int = 30,
+        guidance_scale: float = 7.5,
+        negative_prompt: str = "",
+        width: int | None = None,
+        height: int | None = None,
+        count: int = 1,
+    ) -> None:
+        """Make images with an exported adapter file, and one grid of all of them.
+
+        Args:
+            prompt: One or several prompts.
+            adapter: Exported adapter file; the run's own by default; `none` shows the base model.
+            output: Folder for the PNG files; each carries its recipe.
+            steps: Sampler steps.
+            guidance_scale: Classifier-free guidance; 1 turns it off.
+            negative_prompt: What to steer away from.
+            width: Pixels; the model's own size by default.
+            height: Pixels; the model's own size by default.
+            count: Images of each prompt, with consecutive seeds.
+        """
+        from dreamlit.commands import sample
+
+        options = {"num_inference_steps": steps, "guidance_scale": guidance_scale, "negative_prompt": negative_prompt}
+        size = {"width": width, "height": height}
+        sample(self, model, prompt, adapter, output, count, {**options, **{k: v for k, v in size.items() if v}})

@@ -1,0 +1,246 @@
+"""The LightningCLI of dreamlit: layered configurations, short class names, errors that teach, resumes that compare."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import pathlib
+import sys
+from typing import Any
+
+import yaml
+from lightning.pytorch import LightningModule
+from lightning.pytorch import Trainer as LightningTrainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from dreamlit import resume
+from dreamlit.callbacks import shipped_callbacks
+from dreamlit.callbacks.checkpoint import RunCheckpoint
+from dreamlit.cli import COMMANDS
+from dreamlit.combinations import check_combinations, check_model, refuse_sharding
+from dreamlit.datamodules.config_values import base_folder
+from dreamlit.datamodules.dreambooth import DreamBoothData
+from dreamlit.errors import ConfigError, nearest
+from dreamlit.layers import config_paths, expand_layers, read_config
+from dreamlit.module import DreamBooth
+from dreamlit.quiet import quieten
+from dreamlit.suggestions import cause_of, explained, option_names
+from dreamlit.trainer import Trainer
+
+SUBCOMMANDS: dict[str, set[str]] = {
+    "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule", "weights_only"},
+    "validate": {"model", "dataloaders", "datamodule", "weights_only"},
+    "test": {"model", "dataloaders", "datamodule", "weights_only"},
+    "predict": {"model", "dataloaders", "datamodule", "weights_only", "return_predictions"},
+    "prepare": {"model", "datamodule"},
+    "plan": {"model", "datamodule"},
+    "sample": {"model", "datamodule"},
+    "export": {"model", "datamodule"},
+}
+"""The commands, each with the arguments of its Trainer method that are not for the command line."""
+
+CKPT_PATH_HELP = {
+    "fit": "Resume exactly from a checkpoint of the run: `last`, `best`, the path of one, or `auto` (the last one, or "
+    "a new run if there is none).",
+    "validate": "Checkpoint whose weights are used: `last`, `best` or its path; left out, the model as it starts.",
+}
+ONCE_ONLY = ("config", "extends", "ckpt_path", "verbose")
+"""Keys of one call, or already applied: they have no place in a resolved configuration."""
+
+
+class Parser(LightningArgumentParser):
+    """jsonargparse's parser with a suggestion in every error about a name."""
+
+    def error(self, message: str, ex: Exception | None = None) -> Any:
+        raise cause_of(ex) if ex and cause_of(ex) else ConfigError(explained(str(message), self, sys.argv[1:])) from ex
+
+
+class SaveResolvedConfig(SaveConfigCallback):
+    """Writes the resolved configuration beside the outputs, as `config.yaml`: any command takes it as --config."""
+
+    def setup(self, trainer: LightningTrainer, pl_module: LightningModule, stage: str) -> None:
+        if stage != "fit" or not trainer.is_global_zero:
+            return
+        text = self.parser.dump(self.config, skip_none=False, format="yaml")
+        resolved = {key: value for key, value in yaml.safe_load(text).items() if key not in ONCE_ONLY}
+        path = pathlib.Path(trainer.default_root_dir) / "config.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.{os.getpid()}")
+        partial.write_text(yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        os.replace(partial, path)
+
+
+class DreamlitCLI(LightningCLI):
+    """`dreamlit SUBCOMMAND --config run.yaml`: one configuration for all commands.
+
+    Args:
+        run_command: Whether to run the command after its parts are made and checked.
+    """
+
+    def __init__(self, run_command: bool = True) -> None:
+        shipped_callbacks()
+        self.run_command = run_command
+        super().__init__(
+            model_class=DreamBooth,
+            datamodule_class=DreamBoothData,
+            save_config_callback=SaveResolvedConfig,
+            trainer_class=Trainer,
+            trainer_defaults={"default_root_dir": "runs/default", "use_distributed_sampler": False},
+            seed_everything_default=0,
+            parser_class=Parser,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+        )
+
+    # the parser ---------------------------------------------------------------------------------------------------
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        # Abbreviations would read a misspelt key as another option.
+        parser = super().init_parser(**{"prog": "dreamlit", "allow_abbrev": False, **kwargs})
+        help_of(parser, "config", "A YAML or JSON file; several may be given, and later ones win key by key.")
+        return parser
+
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument(
+            "--seed_everything",
+            type=bool | int,  # bool is taken so that as_seed can say why it is refused
+            default=self.seed_everything_default,
+            help="Seed of the run, a whole number: every draw of data, noise and weights follows from it.",
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Only the asked-for command's parser is built: eight of them would cost a second."""
+        asked = next((word for word in sys.argv[1:] if word in SUBCOMMANDS), None)
+        return {asked: SUBCOMMANDS[asked]} if asked else SUBCOMMANDS
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(
+            klass, subcommand, **{**kwargs, "description": COMMANDS[subcommand]}
+        )
+        if subcommand in ("fit", "validate", "test", "predict"):  # Lightning's words on it hold for other programs
+            help_of(parser, "ckpt_path", CKPT_PATH_HELP.get(subcommand, CKPT_PATH_HELP["validate"]))
+        help_of(parser, "trainer.default_root_dir", "Folder of the run: checkpoints, adapters, logs, config.yaml.")
+        help_of(parser, "trainer.logger", "Logger or list of loggers; by default CSV files in <default_root_dir>/logs.")
+        return parser
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument(
+            "--extends",
+            type=list[str],
+            default=[],
+            help="Configurations that this one builds on, read before it; paths relative to the file that names them.",
+        )
+        parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
+        parser.add_argument(
+            "--allow_changes",
+            type=list[str],
+            default=[],
+            help="On resume: prefixes of configuration keys that may differ from the checkpoint's, such as "
+            "'model.objective'; 'data' allows a changed dataset, 'base' another base model.",
+        )
+        parser.link_arguments("seed_everything", "model.seed", compute_fn=as_seed)
+        parser.link_arguments("seed_everything", "data.seed", compute_fn=as_seed)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parses; a misspelt top-level key of a file is an error even where its value is empty."""
+        allowed = {name.split(".")[0] for name in option_names(parser)}
+        for path in config_paths(sys.argv[1:]):
+            for key in read_config(path):
+                if key not in allowed:
+                    raise ConfigError(f"{path} has a key {key!r} that means nothing; {nearest(str(key), allowed)}")
+        super().parse_arguments(parser, args)
+
+    # the parts of a run -------------------------------------------------------------------------------------------
+
+    def _parse_ckpt_path(self) -> None:
+        """Resolves `last`, `best` and `auto`; the checkpoint never overrides what the user asked for."""
+        config = self.config[self.config.subcommand]
+        if self.config.subcommand in ("fit", "validate", "test", "predict"):
+            root = pathlib.Path(config.trainer.default_root_dir)
+            config.ckpt_path = resume.find_checkpoint(config.get("ckpt_path"), root)
+            if self.config.subcommand == "fit" and not config.ckpt_path:
+                resume.refuse_to_overwrite(root)
+
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except (ValueError, MisconfigurationException) as error:
+            raise cause_of(error) or ConfigError(str(error)) from error
+
+    def instantiate_trainer(self, **kwargs: Any) -> LightningTrainer:
+        config = self._get(self.config_init, "trainer")
+        refuse_sharding(config.get("strategy"))
+        if config.get("logger") in (None, True):
+            kwargs["logger"] = CSVLogger(config["default_root_dir"], name="", version="logs")
+        return super().instantiate_trainer(**kwargs)
+
+    def after_instantiate_classes(self) -> None:
+        assert isinstance(self.model, DreamBooth) and isinstance(self.datamodule, DreamBoothData)
+        self._dump_config()
+        self.model.run_facts["config"] = yaml.safe_dump(self.config_dump, sort_keys=True)
+        self.model.run_facts["allow_changes"] = list(self._get(self.config_init, "allow_changes"))
+        check_combinations(self.model, self.datamodule, self.trainer, training=self.subcommand == "fit")
+        ckpt_path = self._get(self.config_init, "ckpt_path")
+        if self.subcommand == "fit" and ckpt_path:
+            resume.compare_configs(pathlib.Path(ckpt_path), self.config_dump, self.model.run_facts["allow_changes"])
+        check_model(self.model, build=self.subcommand != "plan")
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        if self.run_command:
+            super()._run_subcommand(subcommand)
+
+
+def as_seed(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ConfigError(f"seed_everything must be a whole number, got {value!r}: every draw of a run has its address")
+    return value
+
+
+def help_of(parser: LightningArgumentParser, name: str, text: str) -> None:
+    """Replaces the help text of one option."""
+    for action in parser._actions:
+        if action.dest == name:
+            action.help = text
+
+
+def help_text(command: str) -> str:
+    """What `dreamlit COMMAND --help` prints."""
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
+        run([command, "--help"])
+    return text.getvalue()
+
+
+def run(args: list[str]) -> None:
+    """Runs one of the commands that work on a run's configuration."""
+    made(args)
+
+
+def parts_of(config: str) -> tuple[DreamBooth, DreamBoothData]:
+    """The module and the data of a run's configuration file; nothing is loaded and nothing is run."""
+    cli = made(["prepare", "--config", config], run_command=False)
+    assert isinstance(cli.model, DreamBooth) and isinstance(cli.datamodule, DreamBoothData)
+    return cli.model, cli.datamodule
+
+
+def made(args: list[str], run_command: bool = True) -> DreamlitCLI:
+    quieten()
+    base_folder.set(os.getcwd())
+    # Lightning starts further processes with this process's command line, so it must say what is run.
+    sys.argv[1:] = expand_layers(args)
+    make_importable([pathlib.Path.cwd(), *(path.parent for path in config_paths(sys.argv[1:]))])
+    try:
+        return DreamlitCLI(run_command)
+    except MisconfigurationException as error:
+        raise ConfigError(str(error)) from error
+
+
+def make_importable(folders: list[pathlib.Path]) -> None:
+    """Lets a dotted path name a class in a file of these folders; what is installed goes first, so none is shadowed."""
+    for folder in map(str, dict.fromkeys(path.resolve() for path in folders)):
+        if folder not in sys.path:
+            sys.path.append(folder)

@@ -1,0 +1,116 @@
+"""Who may import whom: the rules of docs/architecture.md, read off the syntax trees, lazy imports included."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+FOLDERS = {
+    "dreamlit": ROOT / "dreamlit",
+    "dreamlit.callbacks": ROOT / "callbacks",
+    "dreamlit.datamodules": ROOT / "datamodules",
+}
+
+
+def modules() -> dict[str, pathlib.Path]:
+    """Module name to file, real folders only."""
+    found = {}
+    for package, folder in FOLDERS.items():
+        for path in folder.rglob("*.py"):
+            if not any(parent.is_symlink() for parent in path.parents):
+                parts = path.relative_to(folder).with_suffix("").parts
+                found[".".join([package, *(p for p in parts if p != "__init__")])] = path
+    return found
+
+
+def imports_of(path: pathlib.Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module or ""}
+    return names
+
+
+GRAPH = {name: imports_of(path) for name, path in modules().items()}
+BASICS = ("dreamlit.types", "dreamlit.errors", "dreamlit.seeds")
+
+
+def group(name: str) -> str:
+    for prefix in ("dreamlit.families", "dreamlit.adapters", "dreamlit.datamodules", "dreamlit.callbacks"):
+        if name == prefix or name.startswith(prefix + "."):
+            return prefix
+    return (
+        "dreamlit.objective"
+        if name.startswith(("dreamlit.objective", "dreamlit.densities", "dreamlit.weighting"))
+        else name
+    )
+
+
+@pytest.mark.parametrize(
+    ("importer", "allowed"),
+    [
+        ("dreamlit.families", ("dreamlit.process",)),
+        ("dreamlit.objective", ("dreamlit.process",)),
+        ("dreamlit.adapters", ()),
+        ("dreamlit.process", ()),
+        ("dreamlit.datamodules", ()),
+        ("dreamlit.callbacks", ()),
+        ("dreamlit.types", ()),
+        ("dreamlit.errors", ()),
+        ("dreamlit.seeds", ()),
+    ],
+)
+def test_a_layer_imports_only_what_it_may(importer, allowed):
+    bad = [
+        f"{name} imports {target}"
+        for name, targets in GRAPH.items()
+        if group(name) == importer
+        for target in targets
+        if target.startswith("dreamlit.") and group(target) != importer and not target.startswith((*BASICS, *allowed))
+    ]
+    assert not bad
+
+
+def test_nobody_imports_the_command_line():
+    allowed = {"dreamlit.__main__", "dreamlit.cli", "dreamlit.training_cli"}
+    assert not [
+        n for n, targets in GRAPH.items() if n not in allowed and any(t.startswith("dreamlit.cli") for t in targets)
+    ]
+
+
+def test_data_code_that_the_plan_needs_is_free_of_torch():
+    torch_users = {"cache", "loader", "dreambooth", "cache_tools"}
+    for name, targets in GRAPH.items():
+        if name.startswith("dreamlit.datamodules.") and name.rpartition(".")[2] not in torch_users:
+            assert not any(t == "torch" or t.startswith(("torch.", "lightning")) for t in targets), name
+
+
+def loaded_by(code: str) -> set[str]:
+    script = f"import sys\n{code}\nprint(' '.join(sorted(m.partition('.')[0] for m in sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return set(done.stdout.splitlines()[-1].split())
+
+
+def test_the_top_level_help_loads_no_library():
+    loaded = loaded_by("from dreamlit.cli import main\nmain(['--help'])")
+    assert not loaded & {
+        "torch",
+        "lightning",
+        "diffusers",
+        "transformers",
+        "peft",
+        "numpy",
+        "PIL",
+        "yaml",
+        "jsonargparse",
+    }
+
+
+def test_the_training_command_loads_models_and_adapters_only_when_they_are_used():
+    loaded = loaded_by("import dreamlit.training_cli")
+    assert not loaded & {"diffusers", "peft", "lycoris", "torchao", "webdataset", "bitsandbytes"}

@@ -1,0 +1,166 @@
+"""A resumed run is the uninterrupted run, bit for bit; and what may differ on resume is compared, not guessed."""
+
+import pathlib
+
+import pytest
+import torch
+
+from recorder import rows
+from runs import assert_same_state, base_config, checkpoint, fit, merged, regularisation, run, write_photos
+
+ADAPTERS = {
+    "LoRA": {"class_path": "LoRA", "init_args": {"rank": 4, "dropout": 0.1}},
+    "LoKr": {"class_path": "LyCORIS", "init_args": {"algo": "lokr", "rank": 4, "factor": 4}},
+    "LoHa": {"class_path": "LyCORIS", "init_args": {"algo": "loha", "rank": 2}},
+    "Full": {"class_path": "Full"},
+}
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory) -> pathlib.Path:
+    return write_photos(tmp_path_factory.mktemp("subject"), [(64, 64)] * 3 + [(128, 64)] * 2)
+
+
+@pytest.fixture(scope="module")
+def others(tmp_path_factory) -> pathlib.Path:
+    return write_photos(tmp_path_factory.mktemp("class"), [(64, 64)] * 2 + [(128, 64)], seed=1)
+
+
+def configured(tmp_path, tiny, photos, adapter, regular, name, **changes):
+    config = base_config(tmp_path / name, tiny, photos)
+    config["model"]["adapter"] = ADAPTERS[adapter]
+    if regular:
+        config["data"]["datasets"].append(regularisation(regular))
+    record = {"class_path": "recorder.Recorder", "init_args": {"path": str(tmp_path / f"{name}.jsonl")}}
+    fixed = {
+        "trainer.max_steps": 20,
+        "trainer.accumulate_grad_batches": 3,
+        "trainer.callbacks": [record],
+        "checkpoint.every_n_steps": 10,
+        "data.batch_size": 1,
+        "model.lr_scheduler": "cosine",
+    }
+    return merged(config, {**fixed, **changes})
+
+
+def assert_same_run(a: pathlib.Path, b: pathlib.Path, step: int) -> None:
+    one, two = checkpoint(a, step), checkpoint(b, step)
+    for part in ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "epoch"):
+        assert_same_state(one[part], two[part], part)
+    assert one["loops"]["fit_loop"]["state_dict"] == two["loops"]["fit_loop"]["state_dict"]
+
+
+@pytest.mark.parametrize("with_regularisation", [False, True], ids=["alone", "regularised"])
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_ten_steps_and_a_resume_are_twenty_steps(tmp_path, tiny_model, photos, others, adapter, with_regularisation):
+    regular = others if with_regularisation else None
+    whole = configured(tmp_path, tiny_model, photos, adapter, regular, "whole")
+    fit(whole)
+    # The interrupted run has workers, the whole one none: they must not matter either. cosine needs the same horizon.
+    part = configured(tmp_path, tiny_model, photos, adapter, regular, "part", **{"data.num_workers": 2})
+    root = fit(part)
+    assert_same_run(tmp_path / "whole", root, 20)
+    (root / "checkpoints" / "step-000020.ckpt").unlink()
+    first = rows(tmp_path / "part.jsonl")
+    fit(part, "--ckpt_path", "last")
+    assert_same_run(tmp_path / "whole", root, 20)
+    full, both = rows(tmp_path / "whole.jsonl"), rows(tmp_path / "part.jsonl")
+    assert len(full) == 60
+    assert first == full
+    assert both[60:] == full[30:]
+
+
+def test_a_resume_takes_more_steps_and_a_new_learning_rate(tmp_path, tiny_model, photos):
+    config = configured(tmp_path, tiny_model, photos, "LoRA", None, "run", **{"model.lr_scheduler": "constant"})
+    optimizer = {"class_path": "torch.optim.AdamW", "init_args": {"lr": 1e-4}}
+    root = fit(merged(config, {"trainer.max_steps": 10, "model.optimizer": optimizer}))
+    moments = checkpoint(root, 10)["optimizer_states"][0]["state"]
+    optimizer = {"class_path": "torch.optim.AdamW", "init_args": {"lr": 1e-5}}
+    fit(merged(config, {"trainer.max_steps": 13, "model.optimizer": optimizer}), "--ckpt_path", "last")
+    after = checkpoint(root, 13)
+    assert after["optimizer_states"][0]["param_groups"][0]["lr"] == 1e-5
+    assert after["global_step"] == 13
+    assert float(after["optimizer_states"][0]["state"][0]["step"]) == float(moments[0]["step"]) + 3
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("model.adapter.init_args.rank", 8),
+        ("model.objective.weighting", "min_snr"),
+        ("trainer.accumulate_grad_batches", 1),
+        ("data.batch_size", 2),
+        ("seed_everything", 8),
+    ],
+)
+def test_a_resume_with_another_setting_is_refused_and_named(tmp_path, tiny_model, photos, capsys, key, value):
+    config = configured(tmp_path, tiny_model, photos, "LoRA", None, "run", **{"trainer.max_steps": 2})
+    fit(config)
+    assert run("fit", merged(config, {"trainer.max_steps": 4, key: value}), "--ckpt_path", "last") == 2
+    report = capsys.readouterr().err
+    assert key in report
+    assert "--allow_changes+=" in report
+
+
+def test_a_changed_photo_is_refused_until_it_is_allowed(tmp_path, tiny_model, capsys):
+    folder = write_photos(tmp_path / "photos", [(64, 64)] * 2)
+    config = configured(tmp_path, tiny_model, folder, "LoRA", None, "run", **{"trainer.max_steps": 2})
+    fit(config)
+    write_photos(folder, [(64, 64)] * 2, seed=5)
+    more = merged(config, {"trainer.max_steps": 4})
+    assert run("fit", more, "--ckpt_path", "last") == 2
+    assert "--allow_changes+=data" in capsys.readouterr().err
+    root = fit(more, "--ckpt_path", "last", "--allow_changes+=data")
+    assert checkpoint(root, 4)["global_step"] == 4
+
+
+def test_another_base_model_is_refused(tmp_path, tiny_model, tiny_other_model, photos, capsys):
+    config = configured(tmp_path, tiny_model, photos, "LoRA", None, "run", **{"trainer.max_steps": 2})
+    fit(config)
+    other = merged(config, {"trainer.max_steps": 4, "model.family.init_args.path": str(tiny_other_model)})
+    assert run("fit", other, "--ckpt_path", "last", "--allow_changes+=model.family") == 2
+    assert "another base model" in capsys.readouterr().err
+
+
+def test_a_new_run_does_not_start_on_top_of_an_older_one(tmp_path, tiny_model, photos, capsys):
+    config = configured(tmp_path, tiny_model, photos, "LoRA", None, "run", **{"trainer.max_steps": 2})
+    root = fit(config)
+    before = checkpoint(root, 2)
+    assert run("fit", config) == 2
+    assert "--ckpt_path last" in capsys.readouterr().err
+    assert_same_state(before["state_dict"], checkpoint(root, 2)["state_dict"])
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over(tmp_path, tiny_model, photos, capsys):
+    config = configured(tmp_path, tiny_model, photos, "LoRA", None, "run", **{"trainer.max_steps": 4})
+    root = fit(merged(config, {"checkpoint.every_n_steps": 2}))
+    newest = root / "checkpoints" / "step-000004.ckpt"
+    newest.write_bytes(newest.read_bytes()[:1000])
+    fit(merged(config, {"checkpoint.every_n_steps": 2}), "--ckpt_path", "last")
+    assert "passed over" in capsys.readouterr().err
+    assert checkpoint(root, 4)["global_step"] == 4
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [("last", "no complete checkpoint"), ("best", "checkpoint.monitor"), ("x.ckpt", "no checkpoint x")],
+)
+def test_a_checkpoint_that_is_not_there_is_an_error_that_says_what_to_do(
+    tmp_path, tiny_model, photos, capsys, asked, expected
+):
+    config = configured(tmp_path, tiny_model, photos, "LoRA", None, "run")
+    assert run("fit", config, "--ckpt_path", asked) == 2
+    assert expected in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_a_checkpoint_is_small_plain_and_whole(tmp_path, tiny_model, photos, adapter):
+    config = configured(tmp_path, tiny_model, photos, adapter, None, "run", **{"trainer.max_steps": 2})
+    root = fit(config)
+    path = root / "checkpoints" / "step-000002.ckpt"
+    content = torch.load(path, weights_only=True)
+    trained = sum(t.numel() * t.element_size() for t in content["state_dict"].values())
+    assert path.stat().st_size <= 4 * trained + 2**20
+    assert all(t.dtype == torch.float32 for t in content["state_dict"].values())
+    assert not list((root / "checkpoints").glob("*.partial"))
+    assert not list(root.glob(".preflight-*"))
