@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from dreamlit import formats
@@ -59,13 +60,14 @@ def precision_faults(model: DreamBooth, trainer: pl.Trainer) -> list[str]:
 
 def trainer_faults(trainer: pl.Trainer, training: bool) -> list[str]:
     faults = []
+    timed = any(isinstance(callback, Timer) for callback in trainer.callbacks)  # pyright: ignore[reportAttributeAccessIssue]
     if not isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy)):
         faults.append(sharding_fault(type(trainer.strategy).__name__))
     if getattr(trainer, "overfit_batches", 0):
         faults.append("trainer.overfit_batches replaces the plan; to train on few images, list few images")
     if trainer.reload_dataloaders_every_n_epochs:
         faults.append("trainer.reload_dataloaders_every_n_epochs would restart the plan at every reload; leave it out")
-    if training and trainer.max_steps == -1 and trainer.max_epochs is None and trainer.max_time is None:
+    if training and trainer.max_steps == -1 and trainer.max_epochs is None and not timed:
         faults.append("nothing says how long to train: set trainer.max_steps (or max_epochs, or max_time)")
     return faults
 

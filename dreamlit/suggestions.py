@@ -44,7 +44,7 @@ def explained(message: str, parser: ArgumentParser, words: list[str]) -> str:
     key = next((k for k in CLASSES if re.search(rf"(?:key \"|'|--){re.escape(k)}\b", message)), None)
     wrong_class = re.search(r"Expected a dot import path string: (\S+)", message)
     if key and wrong_class:
-        names = nearest(wrong_class[1], concrete_names(CLASSES[key]))
+        names = closest(wrong_class[1], concrete_names(CLASSES[key]))
         return f"{key}: there is no class {wrong_class[1]!r}; {names}, or the dotted path of a class of your own"
     wrong_option = re.search(r"Option '([\w.]+)' is not accepted", message)
     if wrong_option:
@@ -59,7 +59,7 @@ def explained(message: str, parser: ArgumentParser, words: list[str]) -> str:
     )
     if wrong_key:
         wrong = wrong_key[1] or wrong_key[2]
-        return f"{message}\n  {nearest(wrong, options_beside(parser, wrong))}"
+        return f"{message}\n  {closest(*misspelt(parser, wrong))}"
     return message
 
 
@@ -135,15 +135,26 @@ def option_names(parser: ArgumentParser) -> set[str]:
     return {name for name in names if name not in (*LINKED, "help", "subcommand") and not name.startswith("print_")}
 
 
-def options_beside(parser: ArgumentParser, wrong: str) -> Iterable[str]:
-    """The options that stand where the wrong name stands: under the same dotted prefix, or at the top level."""
-    names = option_names(parser)
-    prefix, dot, _ = wrong.rpartition(".")
-    depth = prefix.count(".") + 2
-    same_level = (
-        {".".join(name.split(".")[:depth]) for name in names if name.startswith(prefix + dot)} if prefix else set()
-    )
-    return same_level or {name.split(".")[0] for name in names}
+def misspelt(parser: ArgumentParser, wrong: str) -> tuple[str, set[str]]:
+    """The dotted name up to the first part that means nothing, and the names allowed in that place."""
+    names = [name.split(".") for name in option_names(parser)]
+    parts = wrong.split(".")
+    allowed: set[str] = set()
+    for depth in range(1, len(parts) + 1):
+        below = {".".join(name[:depth]) for name in names if name[: depth - 1] == parts[: depth - 1]}
+        if not below:
+            break
+        allowed = below
+        if ".".join(parts[:depth]) not in below:
+            return ".".join(parts[:depth]), allowed
+    return wrong, allowed
+
+
+def closest(name: str, allowed: Iterable[str]) -> str:
+    """`nearest`, to which another spelling of capitals is the nearest of all."""
+    allowed = set(allowed)
+    same = sorted(word for word in allowed if word.lower() == name.lower())
+    return f"did you mean {same[0]!r}? Allowed: {', '.join(sorted(allowed))}" if same else nearest(name, allowed)
 
 
 def cause_of(error: BaseException) -> DreamlitError | None:

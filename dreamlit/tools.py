@@ -127,5 +127,6 @@ def keys_of_run(config: str) -> set[str]:
     from dreamlit.training_cli import parts_of
 
     model, data = parts_of(config)
-    manifest = data.manifest(model.family.stride)
-    return data.caches(model.family, manifest).keys(manifest, data.seed)
+    data.attach(model)
+    manifest = data.manifest(data.encoders.stride)
+    return data.caches(data.encoders, manifest).keys(manifest, data.seed)

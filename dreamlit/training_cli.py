@@ -176,7 +176,10 @@ class DreamlitCLI(LightningCLI):
         refuse_sharding(config.get("strategy"))
         if config.get("logger") in (None, True):
             kwargs["logger"] = CSVLogger(config["default_root_dir"], name="", version="logs")
-        return super().instantiate_trainer(**kwargs)
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except ImportError as error:  # an accelerator, logger or strategy whose package is not here
+            raise ConfigError(f"trainer: {error}") from error
 
     def after_instantiate_classes(self) -> None:
         assert isinstance(self.model, DreamBooth) and isinstance(self.datamodule, DreamBoothData)
@@ -187,7 +190,7 @@ class DreamlitCLI(LightningCLI):
         ckpt_path = self._get(self.config_init, "ckpt_path")
         if self.subcommand == "fit" and ckpt_path:
             resume.compare_configs(pathlib.Path(ckpt_path), self.config_dump, self.model.run_facts["allow_changes"])
-        check_model(self.model, build=self.subcommand != "plan")
+        check_model(self.model, build=self.run_command and self.subcommand != "plan")
 
     def _run_subcommand(self, subcommand: str) -> None:
         if self.run_command:

@@ -20,7 +20,7 @@ from dreamlit.seeds import address, generator, unit
 from recorder import rows
 from runs import base_config, checkpoint, fit, merged, regularisation, write_photos
 
-SEED, RANK, ALPHA, RATE, PRIOR_WEIGHT, DROPOUT, GAMMA = 7, 4, 2.0, 0.2, 0.7, 0.5, 5.0
+SEED, RANK, ALPHA, RATE, PRIOR_WEIGHT, DROPOUT, GAMMA = 7, 4, 2.0, 5.0, 0.7, 0.5, 5.0
 SWITCHES = ("regularisation", "masks", "accumulate", "batch", "min_snr", "caption_dropout", "size")
 SUBJECT, CLASS = "a photo of sks dog", "a photo of a dog"
 # Halved and cut to 128 x 64, each of these (width, height) has another original size and another crop offset.
@@ -201,7 +201,7 @@ def configured(tmp_path: pathlib.Path, model: pathlib.Path, start: pathlib.Path,
             "model.adapter.init_args": {"rank": RANK, "alpha": ALPHA},
             "model.init_from": str(start),
             "model.objective": objective,
-            "model.optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": RATE}},
+            "model.optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": RATE, "weight_decay": 0.0}},
             "trainer.callbacks": [record],
             "trainer.accumulate_grad_batches": 3 if on["accumulate"] else 1,
             "data.batch_size": 3 if on["batch"] else 1,
