@@ -6,7 +6,7 @@ nothing. The saved state is one number: how many batches were handed out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from dreamlit.datamodules.cache import Caches
 from dreamlit.datamodules.captions import draw_caption
-from dreamlit.datamodules.config import DatasetSpecs
+from dreamlit.datamodules.config_entries import DatasetSpec, ImageDataset
 from dreamlit.datamodules.plan import Draw, Plan
 from dreamlit.datamodules.samples import Sample
 from dreamlit.types import Batch
@@ -43,10 +43,10 @@ class PlanDataset(Dataset):
     """Reads one draw: cached latent, mask and text, with the noise and timestep that belong to the visit."""
 
     def __init__(
-        self, samples: list[Sample], specs: DatasetSpecs, caches: Caches, noise: NoiseSource, seed: int
+        self, samples: list[Sample], specs: Sequence[DatasetSpec], caches: Caches, noise: NoiseSource, seed: int
     ) -> None:
         self.samples = samples
-        self.specs = {spec.id: spec for spec in specs}
+        self.specs = {spec.id: spec for spec in specs if isinstance(spec, ImageDataset)}
         self.caches = caches
         self.noise = noise
         self.seed = seed

@@ -8,6 +8,7 @@ from fractions import Fraction
 from rich.console import Console
 from rich.table import Table
 
+from dreamlit.datamodules.config_entries import ImageDataset
 from dreamlit.datamodules.plan import Plan, Stream
 from dreamlit.datamodules.samples import Manifest
 from dreamlit.types import Role
@@ -66,10 +67,10 @@ class PlanReport:
         filtered = Counter(dataset_id for dataset_id, _, _ in self.manifest.filtered)
         table = Table("dataset", "role", "found", "used", "not used", "repeats", "probability", title="datasets")
         for spec in self.manifest.specs:
-            if spec.dataset_type not in ("image", "eval"):
+            if not isinstance(spec, ImageDataset):
                 continue
             n = used[spec.id] + evaluated[spec.id]
-            role = "evaluation" if spec.dataset_type == "eval" else spec.role.name.lower()
+            role = "evaluation" if spec.is_eval else spec.role.name.lower()
             row = (n + filtered[spec.id], n, filtered[spec.id], f"{spec.repeats:g}", f"{spec.probability:g}")
             table.add_row(spec.id, role, *(str(cell) for cell in row))
         return table

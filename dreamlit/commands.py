@@ -7,7 +7,6 @@ import pathlib
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
 from dreamlit import resume
 from dreamlit.datamodules.dreambooth import DreamBoothData
@@ -59,18 +58,15 @@ def export(
     step = load_checkpoint(trainer, model, ckpt_path)
     root = pathlib.Path(trainer.default_root_dir)
     paths = model.export(output or root, stem=f"{root.resolve().name}-step-{step:06d}")
-    table = Table("file", *(["largest difference to the live adapter", "difference to the base"] if check else []))
     worst = 0.0
     for path in paths:
-        if not check:
-            table.add_row(str(path))
-            continue
-        from dreamlit.export import check_round_trip
+        print(f"adapter: {path}")
+        if check:
+            from dreamlit.export import check_round_trip
 
-        difference, effect = check_round_trip(path, model.family, model.adapter)
-        worst = max(worst, difference)
-        table.add_row(str(path), f"{difference:.2e}", f"{effect:.2e}")
-    Console(width=160).print(table)
+            difference, effect = check_round_trip(path, model.family, model.adapter)
+            worst = max(worst, difference)
+            print(f"  largest difference to the live adapter: {difference:.2e}; to the base model: {effect:.2e}")
     if worst > 1e-4:
         raise CheckpointError(f"an exported file differs from the live adapter by {worst:.2e}")
 
@@ -90,10 +86,11 @@ def sample(
 
     root = pathlib.Path(trainer.default_root_dir)
     model.configure_model()
-    if adapter != "none":
-        path = pathlib.Path(adapter) if adapter else newest_adapter(root)
+    path = None if adapter == "none" else pathlib.Path(adapter) if adapter else newest_adapter(root)
+    if path:
         load_into_adapter(str(path), model.adapter)
         print(f"adapter: {path}")
+    facts = {"base_fingerprint": model.family.fingerprint("denoiser"), "adapter": path.name if path else "none"}
     model.to(trainer.strategy.root_device)
     pipeline = model.pipeline()
     folder, images = pathlib.Path(output), []
@@ -102,7 +99,7 @@ def sample(
         for number in range(count):
             seed = address(model.seed, "sample", number) % 2**31
             image = generate(pipeline, prompt, seed, options)
-            recipe = json.dumps({"prompt": prompt, "seed": seed, "adapter": adapter or "run", **options})
+            recipe = json.dumps({"prompt": prompt, "seed": seed, **facts, **options})
             save_image(image, folder / f"{index:03d}-{number:02d}.png", recipe)
             images.append(image)
     print(f"images: {save_grid(images, folder / 'grid.png', columns=count)}")

@@ -19,7 +19,7 @@ import shutil
 import struct
 import tempfile
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from dreamlit import formats
 from dreamlit.adapter_files import load_adapter_file, load_into_adapter
@@ -42,18 +42,11 @@ __all__ = [
 FORMATS = ("diffusers", "kohya", "lycoris", "folder")
 
 
-class Naming(Protocol):
-    """What an exported file needs to know of a model family."""
-
-    export_prefix: str
-    pipeline_prefix: str
-
-
 def export(
     adapter: Adapter,
     path: str | pathlib.Path,
     *,
-    family: Naming,
+    family: Any,
     format: str | None = None,
     metadata: Mapping[str, Any] | None = None,
 ) -> pathlib.Path:
@@ -62,7 +55,7 @@ def export(
     Args:
         adapter: The attached adapter.
         path: File to write (a folder for `Full`); replaced whole if it exists.
-        family: Gives the prefixes of keys.
+        family: Gives the prefixes of keys: `export_prefix` (`lora_unet`) and `pipeline_prefix` (`unet`).
         format: One of `FORMATS`; left out, the first of `adapter.default_formats()`.
         metadata: Facts to record, such as the base model, its fingerprint and the training step. Absolute paths are
             cut to their last part.

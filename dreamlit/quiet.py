@@ -23,10 +23,13 @@ LOGGERS = {
     "torch.utils._pytree": logging.ERROR,  # torchao registers enums in an old way
     "diffusers.quantizers.torchao.torchao_quantizer": logging.ERROR,
     "bitsandbytes.backends.cpu.ops": logging.ERROR,  # an optional kernel
-    "LyCORIS": logging.ERROR,  # "lora_dim is too large, using full matrix mode": as documented in `LyCORIS.rank`
     "lightning.pytorch.trainer.connectors.checkpoint_connector": logging.WARNING,  # `weights_only` was not set
     "lightning.pytorch.utilities.rank_zero": logging.WARNING,  # advertisements and device lists
 }
+
+
+FILTERED = {"LyCORIS": "using full matrix mode"}
+"""Parts of messages of loggers that set their own level; this one repeats what `LyCORIS.rank` documents."""
 
 
 def quieten() -> None:
@@ -35,3 +38,5 @@ def quieten() -> None:
         warnings.filterwarnings("ignore", message=message)
     for name, level in LOGGERS.items():
         logging.getLogger(name).setLevel(level)
+    for name, text in FILTERED.items():
+        logging.getLogger(name).addFilter(lambda record, text=text: text not in record.getMessage())

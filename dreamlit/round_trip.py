@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import pathlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -38,8 +37,7 @@ def check_round_trip(path: str | pathlib.Path, family: Any, adapter: Adapter) ->
     import torch
 
     path, live = pathlib.Path(path), family.denoiser
-    fresh = copy.copy(family)
-    fresh._loaded = {}
+    fresh = family.fresh()
     fresh.load("denoiser", "text_encoders")
     fresh.denoiser.float()  # after loading in the family's precision: the base is the one that was trained on
     device = next(live.parameters()).device

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import pathlib
 import pickle
+import subprocess
+import time
 import zipfile
 from typing import Any
 
@@ -65,6 +67,19 @@ class Trainer(pl.Trainer):
         super().__init__(*args, **kwargs)
         if type(self.strategy.checkpoint_io) is TorchCheckpointIO:  # a plugin that the user chose stays
             self.strategy.checkpoint_io = AtomicCheckpointIO()
+
+    def end_other_ranks(self, grace_s: float = 10.0) -> None:
+        """Ends the ranks that this process started: left behind, they would wait for it, holding their devices.
+
+        Args:
+            grace_s: Seconds in which they may end by themselves, so that one that failed first can say why.
+        """
+        deadline = time.monotonic() + grace_s
+        for process in getattr(self.strategy.launcher, "procs", []):
+            try:
+                process.wait(max(deadline - time.monotonic(), 0))
+            except subprocess.TimeoutExpired:
+                process.kill()
 
     def prepare(self, model: Any, datamodule: Any) -> None:
         """Build all caches (latents, masks, text embeddings) and stop."""

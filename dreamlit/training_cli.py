@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import os
 import pathlib
 import sys
@@ -12,6 +13,7 @@ from typing import Any
 import yaml
 from lightning.pytorch import LightningModule
 from lightning.pytorch import Trainer as LightningTrainer
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -19,6 +21,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from dreamlit import resume
 from dreamlit.callbacks import shipped_callbacks
 from dreamlit.callbacks.checkpoint import RunCheckpoint
+from dreamlit.callbacks.progress import RunProgress
 from dreamlit.cli import COMMANDS
 from dreamlit.combinations import check_combinations, check_model, refuse_sharding
 from dreamlit.datamodules.config_values import base_folder
@@ -47,6 +50,7 @@ CKPT_PATH_HELP = {
     "a new run if there is none).",
     "validate": "Checkpoint whose weights are used: `last`, `best` or its path; left out, the model as it starts.",
 }
+FLAGS = ("--check",)
 ONCE_ONLY = ("config", "extends", "ckpt_path", "verbose")
 """Keys of one call, or already applied: they have no place in a resolved configuration."""
 
@@ -175,11 +179,15 @@ class DreamlitCLI(LightningCLI):
         config = self._get(self.config_init, "trainer")
         refuse_sharding(config.get("strategy"))
         if config.get("logger") in (None, True):
-            kwargs["logger"] = CSVLogger(config["default_root_dir"], name="", version="logs")
+            kwargs["logger"] = csv_logger(pathlib.Path(config["default_root_dir"]), str(self.subcommand))
+        own = config.get("callbacks") or []
+        own = own if isinstance(own, list) else [own]
+        if config.get("enable_progress_bar") is not False and not any(isinstance(c, ProgressBar) for c in own):
+            kwargs["callbacks"] = [*own, RunProgress()]
         try:
             return super().instantiate_trainer(**kwargs)
         except ImportError as error:  # an accelerator, logger or strategy whose package is not here
-            raise ConfigError(f"trainer: {error}") from error
+            raise ConfigError(f"trainer (accelerator {config.get('accelerator')}): {error}") from error
 
     def after_instantiate_classes(self) -> None:
         assert isinstance(self.model, DreamBooth) and isinstance(self.datamodule, DreamBoothData)
@@ -193,8 +201,26 @@ class DreamlitCLI(LightningCLI):
         check_model(self.model, build=self.run_command and self.subcommand != "plan")
 
     def _run_subcommand(self, subcommand: str) -> None:
-        if self.run_command:
+        if not self.run_command:
+            return
+        try:
             super()._run_subcommand(subcommand)
+        except BaseException:
+            assert isinstance(self.trainer, Trainer)
+            self.trainer.end_other_ranks()
+            raise
+
+
+def csv_logger(root: pathlib.Path, command: str) -> CSVLogger | bool:
+    """The logger of a run that names none; CSVLogger empties its folder, so what an earlier call logged stays apart.
+
+    A run logs into `logs`, its resumes into `logs-2`, `logs-3` ..., an evaluation into `logs-validate`.
+    """
+    if command not in ("fit", "validate", "test"):
+        return False
+    name = "logs" if command == "fit" else f"logs-{command}"
+    names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+    return CSVLogger(root, name="", version=next(name for name in names if not (root / name).exists()))
 
 
 def as_seed(value: Any) -> int:
@@ -234,12 +260,21 @@ def made(args: list[str], run_command: bool = True) -> DreamlitCLI:
     quieten()
     base_folder.set(os.getcwd())
     # Lightning starts further processes with this process's command line, so it must say what is run.
-    sys.argv[1:] = expand_layers(args)
+    sys.argv[1:] = expand_layers(with_flags(args))
     make_importable([pathlib.Path.cwd(), *(path.parent for path in config_paths(sys.argv[1:]))])
     try:
         return DreamlitCLI(run_command)
     except MisconfigurationException as error:
         raise ConfigError(str(error)) from error
+
+
+def with_flags(args: list[str]) -> list[str]:
+    """`--check` alone means `--check=true`: the parser wants a value of every option."""
+    following = [*args[1:], "--"]
+    return [
+        f"{word}=true" if word in FLAGS and after.startswith("-") else word
+        for word, after in zip(args, following, strict=True)
+    ]
 
 
 def make_importable(folders: list[pathlib.Path]) -> None:

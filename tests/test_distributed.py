@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -24,20 +25,23 @@ ADAPTERS = {
 }
 # Adam divides a gradient by its own size, so that with the usual eps of 1e-8 an element whose true gradient is zero
 # moves by the learning rate in the direction of its rounding error. 1e-6 is above the rounding, far below gradients.
-OPTIMIZER = {"class_path": "torch.optim.AdamW", "init_args": {"lr": 1e-3, "eps": 1e-6}}
+OPTIMIZER = {"class_path": "torch.optim.AdamW", "init_args": {"lr": 1e-4, "eps": 1e-6}}
 TWO_PROCESSES = {"trainer.devices": 2, "trainer.strategy": "ddp"}
 TWO_NODES = {"trainer.devices": 1, "trainer.num_nodes": 2, "trainer.strategy": "ddp"}
 
 
 class RaisesOn(Callback):
-    """Fails on one rank only, after its second batch."""
+    """Fails on one rank only, after its second batch, while the others are busy with something else."""
 
     def __init__(self, rank: int) -> None:
         self.rank = rank
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        if trainer.global_rank == self.rank and batch.position == 1:
+        if batch.position != 1:
+            return
+        if trainer.global_rank == self.rank:
             raise RuntimeError(f"rank {self.rank} has had enough")
+        time.sleep(2 * HANG_S)
 
 
 class KeepsWeights(Callback):
@@ -144,10 +148,10 @@ def difference(one: dict, two: dict) -> float:
 
 
 def assert_same_end(alone: pathlib.Path, together: pathlib.Path, adapter: str, step: int = 6) -> None:
-    """Equal weights at the end, where training has moved them by at least a thousand times the tolerance."""
+    """Equal weights at the end, where training has moved them by at least a hundred times the tolerance."""
     one, two = checkpoint(alone, step), checkpoint(together, step)
     begun = checkpoint(alone, 3)["state_dict"]
-    assert difference(one["state_dict"], begun) > 1000 * TOLERANCE, adapter
+    assert difference(one["state_dict"], begun) > 100 * TOLERANCE, adapter
     assert difference(one["state_dict"], two["state_dict"]) <= TOLERANCE
     assert one["global_step"] == two["global_step"] == step
     ranks = [torch.load(f"{together}.pt.{rank}", weights_only=True) for rank in range(2)]

@@ -89,7 +89,7 @@ WRONG = {
     ),
     "sharded strategy": ({"trainer.strategy": "fsdp"}, ["trainer.strategy", "fsdp", "ddp"]),
     "misspelt strategy": ({"trainer.strategy": "dpp"}, ["strategy", "dpp", "ddp"]),
-    "no such device": ({"trainer.accelerator": "tpu"}, ["tpu"]),
+    "no such device": ({"trainer.accelerator": "tpu"}, ["trainer", "tpu"]),
     "overfit batches": ({"trainer.overfit_batches": 1}, ["trainer.overfit_batches", "plan"]),
     "prior weight without regularisation": (
         {"model.objective.prior_loss_weight": 0.5},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import sys
 from abc import ABC, abstractmethod
@@ -81,6 +82,12 @@ class Family(ABC):
         self.channels_last = channels_last
         self.compile = compile
         self._loaded: dict[str, Any] = {}
+
+    def fresh(self) -> Self:
+        """The same model with nothing loaded, to compare with the one that is trained."""
+        twin = copy.copy(self)
+        twin._loaded = {}
+        return twin
 
     # What there is -------------------------------------------------------------------------------------------------
 
