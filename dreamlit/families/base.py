@@ -83,7 +83,7 @@ class Family(ABC):
         self.compile = compile
         self._loaded: dict[str, Any] = {}
 
-    def fresh(self) -> Self:
+    def fresh(self) -> Family:
         """The same model with nothing loaded, to compare with the one that is trained."""
         twin = copy.copy(self)
         twin._loaded = {}
