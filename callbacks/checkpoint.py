@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import LightningModule, Trainer, callbacks
 
-from dreamlit.errors import CombinationError
+from dreamlit.errors import CheckpointError, CombinationError
 
 STEP_FILE = re.compile(r"step-(\d+)\.ckpt$")
 
@@ -100,6 +100,7 @@ class RunCheckpoint(callbacks.Checkpoint):
             self._rotate(trainer)
 
     def _save(self, trainer: Trainer, pl_module: LightningModule, stem: str) -> None:
+        refuse_non_finite(trainer, pl_module)
         trainer.save_checkpoint(checkpoint_folder(trainer) / f"{stem}.ckpt")
         if trainer.is_global_zero:
             pl_module.export(adapter_folder(trainer), stem=f"{run_name(trainer)}-{stem}")  # pyright: ignore
@@ -127,6 +128,23 @@ class RunCheckpoint(callbacks.Checkpoint):
             trainer.strategy.barrier()
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def refuse_non_finite(trainer: Trainer, pl_module: LightningModule) -> None:
+    """Stops a run whose weights are lost, before it overwrites a good checkpoint with them.
+
+    Raises:
+        CheckpointError: when a trained weight is NaN or infinite.
+    """
+    bad = [name for name, tensor in pl_module.state_dict().items() if not torch.isfinite(tensor).all()]
+    if not bad:
+        return
+    good = step_checkpoints(checkpoint_folder(trainer))
+    resume = f"resume from {good[-1].name} with --ckpt_path last" if good else "no checkpoint was written yet"
+    raise CheckpointError(
+        f"at step {trainer.global_step} {len(bad)} trained weights are not finite ({bad[0]}, ...); nothing was saved and "
+        f"{resume}. Lower the learning rate, set trainer.gradient_clip_val, or use bf16-mixed instead of 16-mixed"
+    )
 
 
 def run_name(trainer: Trainer) -> str:

@@ -48,6 +48,9 @@ MAY_CHANGE = (
 """Keys that a resumed run may change: more steps, the learning rate, logging, callbacks, where and on what it runs."""
 
 
+NEVER_CHANGE = ("model.optimizer.class_path", "model.adapter.class_path")
+
+
 def find_checkpoint(asked: str | None, root: pathlib.Path) -> str | None:
     """The path that `last`, `best`, `auto` or a path stands for.
 
@@ -153,7 +156,9 @@ def compare_configs(path: pathlib.Path, config: dict[str, Any], allowed: list[st
             continue
         line = f"{key}: {before.get(key)!r} in the checkpoint, {now.get(key)!r} now"
         lines.append(line)
-        if not key.startswith((*MAY_CHANGE, *allowed)):
+        if key.startswith(NEVER_CHANGE):
+            refused.add(f"{line} (its saved state fits no other; start a new run with model.init_from)")
+        elif not key.startswith((*MAY_CHANGE, *allowed)):
             refused.add(f"{line} (to resume all the same: --allow_changes+={key})")
     refused.raise_if_any()
     for line in lines:

@@ -164,3 +164,20 @@ def test_a_checkpoint_is_small_plain_and_whole(tmp_path, tiny_model, photos, ada
     assert all(t.dtype == torch.float32 for t in content["state_dict"].values())
     assert not list((root / "checkpoints").glob("*.partial"))
     assert not list(root.glob(".preflight-*"))
+
+
+def test_another_optimizer_class_is_refused_even_where_changes_are_allowed(tmp_path, tiny_model, photos, capsys):
+    config = configured(tmp_path, tiny_model, photos, "LoRA", None, "run", **{"trainer.max_steps": 2})
+    fit(config)
+    other = merged(config, {"trainer.max_steps": 4, "model.optimizer": {"class_path": "torch.optim.SGD"}})
+    assert run("fit", other, "--ckpt_path", "last", "--allow_changes+=model.optimizer") == 2
+    assert "model.init_from" in capsys.readouterr().err
+
+
+def test_a_run_that_diverged_stops_and_keeps_its_last_good_checkpoint(tmp_path, tiny_model, photos, capsys):
+    config = configured(tmp_path, tiny_model, photos, "LoRA", None, "run", **{"trainer.max_steps": 2})
+    root = fit(config)
+    ruin = {"class_path": "torch.optim.AdamW", "init_args": {"lr": 1e37}}
+    assert run("fit", merged(config, {"trainer.max_steps": 8, "model.optimizer": ruin}), "--ckpt_path", "last") == 2
+    assert "not finite" in capsys.readouterr().err
+    assert [path.name for path in (root / "checkpoints").iterdir()] == ["step-000002.ckpt"]
