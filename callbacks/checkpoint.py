@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pathlib
 import re
 import shutil
@@ -13,7 +14,7 @@ from lightning.pytorch import LightningModule, Trainer, callbacks
 
 from dreamlit.errors import CheckpointError, CombinationError
 
-STEP_FILE = re.compile(r"step-(\d+)\.ckpt$")
+STEP_FILE = re.compile(r"step-\d+\.ckpt")
 
 
 class RunCheckpoint(callbacks.Checkpoint):
@@ -48,14 +49,13 @@ class RunCheckpoint(callbacks.Checkpoint):
         self.preflight = preflight
         self.best_score: float | None = None
         self._last_saved_step = 0
+        self._inside_window = False
+        self._stop_asked = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         every = trainer.val_check_interval
-        if self.monitor and isinstance(every, int) and every % trainer.accumulate_grad_batches:
-            raise CombinationError(
-                f"trainer.val_check_interval is {every} batches, which falls inside an accumulation window of "
-                f"{trainer.accumulate_grad_batches}: the best checkpoint could not be saved there. Use a multiple"
-            )
+        if self.monitor and isinstance(every, int):
+            refuse_split_window(every, trainer.accumulate_grad_batches)
 
     def state_dict(self) -> dict[str, Any]:
         return {"best_score": self.best_score}
@@ -65,15 +65,32 @@ class RunCheckpoint(callbacks.Checkpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._last_saved_step = trainer.global_step
+        if self.monitor and trainer.val_check_batch != trainer.num_training_batches:  # given as a share of the epoch
+            refuse_split_window(trainer.val_check_batch, trainer.accumulate_grad_batches)
         if self.preflight:
             self._rehearse(trainer, pl_module)
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        whole = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        self._inside_window = not (whole or trainer.is_last_batch)
+        self._hold_stop(trainer)
         step = trainer.global_step
         if step != self._last_saved_step and step % self.every_n_steps == 0:
             self._save_step(trainer, pl_module)
 
+    def _hold_stop(self, trainer: Trainer) -> None:
+        """Lets an optimizer step in progress be completed before the run stops (by `max_time`, say).
+
+        Stopped inside it, its gradients would be lost and the resumed run would be another one.
+        """
+        self._stop_asked = trainer.should_stop or self._stop_asked
+        trainer.should_stop = self._stop_asked and not self._inside_window
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._hold_stop(trainer)
         if not self.monitor or trainer.sanity_checking or (not trainer.training and trainer.state.fn != "fit"):
             return
         if self.monitor not in trainer.callback_metrics:
@@ -81,7 +98,7 @@ class RunCheckpoint(callbacks.Checkpoint):
             raise CombinationError(f"checkpoint.monitor is {self.monitor!r}, which is not logged. Logged: {known}")
         score = float(trainer.callback_metrics[self.monitor])
         sign = 1 if self.mode == "min" else -1
-        if self.best_score is None or sign * score < sign * self.best_score:
+        if not math.isnan(score) and (self.best_score is None or sign * score < sign * self.best_score):
             self.best_score = score
             self._save(trainer, pl_module, "best")
 
@@ -106,8 +123,12 @@ class RunCheckpoint(callbacks.Checkpoint):
             pl_module.export(adapter_folder(trainer), stem=f"{run_name(trainer)}-{stem}")  # pyright: ignore
 
     def _rotate(self, trainer: Trainer) -> None:
-        """Removes the oldest numbered checkpoints and their adapters; `best` is never removed."""
-        for path in step_checkpoints(checkpoint_folder(trainer))[: -self.keep]:
+        """Removes the oldest numbered checkpoints and their adapters; `best` is never removed.
+
+        Later ones than the one just saved can only be damaged ones, and must not push it out.
+        """
+        found = step_checkpoints(checkpoint_folder(trainer))
+        for path in [path for path in found if step_of(path) <= trainer.global_step][: -self.keep]:
             path.unlink()
             stem = f"{run_name(trainer)}-{path.stem}"
             for suffix in ("", ".safetensors", "-diffusers.safetensors"):
@@ -128,6 +149,15 @@ class RunCheckpoint(callbacks.Checkpoint):
             trainer.strategy.barrier()
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def refuse_split_window(every: int | float, accumulate: int) -> None:
+    """The best checkpoint is saved after an evaluation, which therefore must not fall inside an optimizer step."""
+    if every % accumulate:
+        raise CombinationError(
+            f"trainer.val_check_interval is {every} batches, which falls inside an accumulation window of {accumulate}: "
+            "the best checkpoint could not be saved there. Use a multiple"
+        )
 
 
 def refuse_non_finite(trainer: Trainer, pl_module: LightningModule) -> None:
@@ -161,5 +191,9 @@ def adapter_folder(trainer: Trainer) -> pathlib.Path:
 
 def step_checkpoints(folder: pathlib.Path) -> list[pathlib.Path]:
     """The numbered checkpoints of a run, oldest first."""
-    found = [(int(match[1]), path) for path in folder.glob("step-*.ckpt") if (match := STEP_FILE.search(path.name))]
-    return [path for _, path in sorted(found)]
+    return sorted((path for path in folder.glob("step-*.ckpt") if STEP_FILE.fullmatch(path.name)), key=step_of)
+
+
+def step_of(path: pathlib.Path) -> int:
+    """The optimizer step in the name of a numbered checkpoint."""
+    return int(path.stem.removeprefix("step-"))

@@ -35,7 +35,7 @@ class RunProgress(ProgressBar):
         self._enabled = True
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._total = trainer.max_steps if trainer.max_steps > 0 else int(trainer.estimated_stepping_batches)
+        self._total = trainer.estimated_stepping_batches  # infinite where only max_time ends the run
         self._begin, self._first_step = time.monotonic(), trainer.global_step
         self._last = 0.0
         if not (self._enabled and trainer.is_global_zero and sys.stderr.isatty()):

@@ -110,6 +110,9 @@ def read_captions(spec: ImageDataset, source: CaptionSource, names: Iterable[str
                 break  # a table that cannot be read: every image would say the same
             faults.add(str(error))
             continue
+        if isinstance(captions, str):  # it would be taken for a list of letters
+            owner = type(strategy).__name__
+            raise DataError(f"{owner}.variants gave the text {captions!r}; it has to give a tuple of texts: ({captions!r},)")
         written = tuple(dict.fromkeys(caption for caption in captions if caption.strip()))
         if written or spec.empty_caption == "allow":
             found.variants[name] = written or ("",)

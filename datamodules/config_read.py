@@ -194,6 +194,8 @@ def _unique(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
     """A mapping of pairs; a key that stands twice would silently lose its first value."""
     found: dict[Any, Any] = {}
     for key, value in pairs:
+        if not isinstance(key, str):  # `? [a]: b` in YAML
+            raise ValueError("a key is a list or a block; allowed: text")
         if key in found:
             raise ValueError(f"the key {key!r} stands twice in one entry; keep one")
         found[key] = value

@@ -15,7 +15,7 @@ from dreamlit.datamodules.config import DatasetSpecs, check_folders
 from dreamlit.datamodules.loader import EvalDataset, PlanDataset, PlanLoader, collate
 from dreamlit.datamodules.manifest import build_manifest
 from dreamlit.datamodules.plan import Plan, Stream, slice_size
-from dreamlit.datamodules.samples import Manifest
+from dreamlit.datamodules.samples import Manifest, refuse_dataset_folders
 from dreamlit.errors import CombinationError, DataError
 from dreamlit.types import Encoders
 
@@ -111,6 +111,7 @@ class DreamBoothData(LightningDataModule):
         """Encodes what the caches lack, on one process of each node; the encoders are freed before training."""
         assert self.trainer is not None
         slice_size(self.batch_size, self.trainer.world_size)
+        refuse_dataset_folders(self.trainer.default_root_dir, self.specs, "trainer.default_root_dir")
         self.fill_caches(self.trainer.strategy.root_device)
 
     def fill_caches(self, device: Any = "cpu") -> list[Any]:
@@ -141,14 +142,13 @@ class DreamBoothData(LightningDataModule):
         assert self.trainer is not None
         manifest, plan = self.manifest(self.encoders.stride), self.plan(self.encoders.stride)
         dataset = PlanDataset(manifest.samples, manifest.specs, self._caches, self._module.noise_source(), self.seed)
+        accumulate = 1 if self.trainer.fast_dev_run else self.trainer.accumulate_grad_batches
         return PlanLoader(
             dataset,
             plan,
             rank=self.trainer.global_rank,
             world_size=self.trainer.world_size,
-            epoch_length=limited(
-                plan.batches_per_epoch(self.trainer.accumulate_grad_batches), self.trainer.limit_train_batches
-            ),
+            epoch_length=limited(plan, self.trainer.limit_train_batches, accumulate),
             num_workers=self.num_workers,
             pin_memory=self.trainer.strategy.root_device.type == "cuda",
         )
@@ -173,7 +173,7 @@ class DreamBoothData(LightningDataModule):
 
     def predict_dataloader(self) -> DataLoader:
         if not self.prompts:
-            raise DataError("predict: data.prompts is empty; give the prompts to make images of")
+            raise DataError("data.prompts is empty; give the prompts to make images of")
         assert self.trainer is not None
         numbered = list(enumerate(self.prompts))[self.trainer.global_rank :: self.trainer.world_size]
         return DataLoader(numbered, batch_size=None)  # pyright: ignore[reportArgumentType]
@@ -198,11 +198,23 @@ def passes_of(spec: Any) -> Fraction:
 
 def as_fraction(value: float) -> Fraction:
     """The decimal number that the user wrote, exactly."""
-    return Fraction(repr(value)).limit_denominator(10**6)
+    return Fraction(repr(value))
 
 
-def limited(length: int, limit: int | float | None) -> int:
-    """An epoch's batches under the Trainer's `limit_train_batches`: a count, or a share of the whole."""
+def limited(plan: Plan, limit: int | float | None, accumulate: int) -> int:
+    """An epoch's batches under the Trainer's `limit_train_batches`: a count, or a share of the whole.
+
+    Raises:
+        CombinationError: when the limit would cut an optimizer step of `accumulate` batches short.
+    """
+    length = plan.batches_per_epoch(accumulate)
     if limit is None:
         return length
-    return max(1, min(length, limit if isinstance(limit, int) else int(length * limit)))
+    if isinstance(limit, float):
+        return max(1, int(length * limit / accumulate)) * accumulate
+    if limit % accumulate:
+        raise CombinationError(
+            f"trainer.limit_train_batches is {limit}; an epoch must hold whole optimizer steps, so it must be a "
+            f"multiple of trainer.accumulate_grad_batches ({accumulate})"
+        )
+    return min(length, limit)

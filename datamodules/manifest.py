@@ -54,6 +54,9 @@ def build_manifest(
         refuse_dataset_folders(download_dir, specs, "the cache folder")
     if probe_path is not None:
         refuse_dataset_folders(probe_path, specs, "the cache file")
+    for key, folder in [(key, getattr(spec, key, None)) for spec in specs for key in ("cache_dir_vae", "cache_dir")]:
+        if folder is not None:  # the list was checked by names alone; here links are followed
+            refuse_dataset_folders(folder, specs, key)
     builder = _Builder(specs, alignment, seed, download_dir)
     return builder.build(ProbeCache(probe_path), progress)
 

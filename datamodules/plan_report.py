@@ -21,8 +21,8 @@ class PlanReport:
         manifest: What is used and what is not.
         plan: What is seen when.
         accumulate: Batches in one optimizer step.
-        max_steps: Optimizer steps of the run; -1 when epochs decide.
-        max_epochs: Passes over the plan's epoch, when steps do not decide.
+        max_steps: Optimizer steps of the run; -1 for no limit.
+        max_epochs: Passes over the plan's epoch; None or -1 for no limit. What is reached first ends the run.
     """
 
     def __init__(
@@ -31,9 +31,10 @@ class PlanReport:
         self.manifest = manifest
         self.plan = plan
         self.epoch_batches = plan.batches_per_epoch(accumulate)
-        epochs = max_epochs if max_epochs and max_epochs > 0 else 1
-        self.steps = max_steps if max_steps > 0 else epochs * self.epoch_batches // accumulate
         self.steps_per_epoch = self.epoch_batches // accumulate
+        limits = [max_steps] if max_steps > 0 else []
+        limits += [max_epochs * self.steps_per_epoch] if max_epochs and max_epochs > 0 else []
+        self.steps = min(limits, default=self.steps_per_epoch)
         self.batches = self.steps * accumulate
         self.draws = plan.draws_of_streams(self.batches)
 

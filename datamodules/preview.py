@@ -14,6 +14,7 @@ from PIL import Image
 
 from dreamlit.datamodules.config_entries import ImageDataset
 from dreamlit.datamodules.samples import Manifest, Sample, refuse_dataset_folders
+from dreamlit.errors import DataError
 from dreamlit.types import Role
 
 PICTURES = "pictures"
@@ -39,6 +40,8 @@ dt {{ color: #666; }} dd {{ margin: 0; }}
 {figures}
 </main></body></html>
 """
+MARK = PAGE.splitlines()[1]
+"""By this line of its page an earlier preview is known."""
 
 
 def write_preview(manifest: Manifest, folder: str | os.PathLike, limit: int | None = None) -> pathlib.Path:
@@ -53,10 +56,12 @@ def write_preview(manifest: Manifest, folder: str | os.PathLike, limit: int | No
         limit: At most this many images of each dataset; None for all.
 
     Raises:
-        DataError: when the folder lies in a dataset folder, or a photo was changed meanwhile.
+        DataError: when the folder lies in a dataset folder or holds pictures or a page of something else, or a photo
+            was changed meanwhile.
     """
     folder = pathlib.Path(folder)
     refuse_dataset_folders(folder, manifest.specs, "the preview folder")
+    _refuse_foreign(folder)
     pictures = folder / PICTURES
     pictures.mkdir(parents=True, exist_ok=True)
     for old in pictures.iterdir():
@@ -74,6 +79,20 @@ def write_preview(manifest: Manifest, folder: str | os.PathLike, limit: int | No
     index = folder / "index.html"
     index.write_text(page, encoding="utf-8", errors="replace")
     return index
+
+
+def _refuse_foreign(folder: pathlib.Path) -> None:
+    """Only an earlier preview is replaced: pages and pictures of anything else stay as they are."""
+    index = folder / "index.html"
+    if index.is_file() and MARK in index.read_text(encoding="utf-8", errors="replace"):
+        return
+    found = [index] if index.exists() else []
+    found += [path for path in (folder / PICTURES).glob("*.png") if OWN_FILE.fullmatch(path.name)]
+    if found:
+        raise DataError(
+            f"the preview folder {folder} holds {found[0].relative_to(folder)}, which no finished preview has written "
+            "and which would be replaced. Choose a new or empty folder"
+        )
 
 
 def _chosen(manifest: Manifest, limit: int | None) -> Iterator[Sample]:

@@ -110,7 +110,7 @@ def _help_key() -> str:
     folders = [package, package / "families", package / "adapters"]
     folders += [pathlib.Path(path) for name in ("callbacks", "datamodules") for path in _paths_of(name)]
     stamps = [f"{f}:{f.stat().st_mtime_ns}" for folder in folders for f in sorted(folder.glob("*.py"))]
-    stamps += [f"{name}=={version(name)}" for name in ("lightning", "jsonargparse")]
+    stamps += [f"{name}=={version(name)}" for name in ("lightning", "jsonargparse", "torch")]
     return hashlib.blake2b("\n".join(stamps).encode(), digest_size=8).hexdigest()
 
 

@@ -65,7 +65,7 @@ def trainer_faults(trainer: pl.Trainer, training: bool) -> list[str]:
         faults.append(sharding_fault(type(trainer.strategy).__name__))
     if getattr(trainer, "overfit_batches", 0):
         faults.append("trainer.overfit_batches replaces the plan; to train on few images, list few images")
-    if trainer.reload_dataloaders_every_n_epochs:
+    if getattr(trainer, "reload_dataloaders_every_n_epochs", 0):
         faults.append("trainer.reload_dataloaders_every_n_epochs would restart the plan at every reload; leave it out")
     if training and trainer.max_steps == -1 and trainer.max_epochs is None and not timed:
         faults.append("nothing says how long to train: set trainer.max_steps (or max_epochs, or max_time)")

@@ -14,10 +14,14 @@ from dreamlit.errors import ConfigError
 def expand_layers(args: list[str]) -> list[str]:
     """The command line with every configuration preceded by those that it extends (later ones win).
 
+    A base that several configurations extend is read once, before the first of them: a second time it would undo what
+    the first has changed.
+
     Raises:
         ConfigError: when a file is missing, is not YAML, or extends itself.
     """
     expanded: list[str] = []
+    applied: set[pathlib.Path] = set()
     words = iter(args)
     for word in words:
         name, equals, value = word.partition("=")
@@ -27,8 +31,10 @@ def expand_layers(args: list[str]) -> list[str]:
         value = value if equals else next(words, "")
         if not value:
             raise ConfigError(f"{name} needs the path of a YAML or JSON file")
-        for path in layers_of(pathlib.Path(value)):
+        *bases, asked = layers_of(pathlib.Path(value))
+        for path in [*(base for base in dict.fromkeys(p.resolve() for p in bases) if base not in applied), asked]:
             expanded += ["--config", str(path)]
+            applied.add(path.resolve())
     return expanded
 
 

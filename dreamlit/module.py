@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -222,11 +223,17 @@ class DreamBooth(LightningModule):
         from diffusers.optimization import get_scheduler
 
         optimizer = self.optimizer_factory(self.adapter.parameters().values())
+        steps = self.trainer.estimated_stepping_batches
+        if math.isinf(steps) and not self.lr_scheduler.startswith("constant"):
+            raise CombinationError(
+                f"model.lr_scheduler {self.lr_scheduler!r} must know the number of steps, and trainer.max_time alone "
+                "does not say it. Set trainer.max_steps or max_epochs too, or lr_scheduler: constant"
+            )
         schedule = get_scheduler(
             self.lr_scheduler,
             optimizer,
             num_warmup_steps=self.lr_warmup_steps,
-            num_training_steps=int(self.trainer.estimated_stepping_batches),
+            num_training_steps=None if math.isinf(steps) else int(steps),
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

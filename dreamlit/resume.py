@@ -95,11 +95,31 @@ def refuse_to_overwrite(root: pathlib.Path) -> None:
     """A new run never starts on top of an older one's checkpoints."""
     from dreamlit.callbacks.checkpoint import step_checkpoints
 
-    older = step_checkpoints(root / "checkpoints")
+    folder = root / "checkpoints"
+    older = [path for path in (folder / "best.ckpt",) if path.exists()] + step_checkpoints(folder)
     if older:
         raise CheckpointError(
             f"{root} already holds a run (newest checkpoint: {older[-1].name}). Resume it with --ckpt_path last, "
             "or give the new run its own --trainer.default_root_dir"
+        )
+
+
+def refuse_to_branch(path: pathlib.Path, step: int, root: pathlib.Path) -> None:
+    """A run does not go on from `step` in a folder that holds later ones: both would end under the same names.
+
+    Later checkpoints that cannot be read are in nobody's way.
+    """
+    from dreamlit.callbacks.checkpoint import step_checkpoints, step_of
+
+    folder = root / "checkpoints"
+    if not any(step_of(other) > step for other in step_checkpoints(folder)):
+        return
+    newest = newest_readable(folder)
+    if newest is not None and step_of(newest) > step:
+        raise CheckpointError(
+            f"{path} is of step {step}, but {root} has gone on to {newest.name}: the two would be mixed up and in part "
+            f"overwritten. Resume with --ckpt_path last, move the later checkpoints away, or give the branch its own "
+            f"folder: --ckpt_path {path} --trainer.default_root_dir ..."
         )
 
 
@@ -145,9 +165,11 @@ def compare_configs(path: pathlib.Path, config: dict[str, Any], allowed: list[st
         One line for each difference.
 
     Raises:
-        CheckpointError: when a key differs that must not, all in one report.
+        CheckpointError: when a key differs that must not, all in one report, or the run has gone on from there.
     """
-    saved = yaml.safe_load(read_checkpoint(path)["dreamlit"]["config"])
+    checkpoint = read_checkpoint(path)
+    refuse_to_branch(path, checkpoint["global_step"], pathlib.Path(config["trainer"]["default_root_dir"]))
+    saved = yaml.safe_load(checkpoint["dreamlit"]["config"])
     before, now = flatten(saved), flatten(config)
     refused = Faults(f"{path} was made by another configuration", CheckpointError)
     lines = []

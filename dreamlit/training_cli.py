@@ -11,12 +11,12 @@ import sys
 from typing import Any
 
 import yaml
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule
 from lightning.pytorch import Trainer as LightningTrainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from dreamlit import resume
 from dreamlit.callbacks import shipped_callbacks
@@ -59,7 +59,8 @@ class Parser(LightningArgumentParser):
     """jsonargparse's parser with a suggestion in every error about a name."""
 
     def error(self, message: str, ex: Exception | None = None) -> Any:
-        raise cause_of(ex) if ex and cause_of(ex) else ConfigError(explained(str(message), self, sys.argv[1:])) from ex
+        own = cause_of(ex) if ex else None
+        raise own or ConfigError(explained(str(message), self, sys.argv[1:])) from ex
 
 
 class SaveResolvedConfig(SaveConfigCallback):
@@ -134,7 +135,7 @@ class DreamlitCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument(
             "--extends",
-            type=list[str],
+            type=str | list[str],
             default=[],
             help="Configurations that this one builds on, read before it; paths relative to the file that names them.",
         )
@@ -180,14 +181,27 @@ class DreamlitCLI(LightningCLI):
         refuse_sharding(config.get("strategy"))
         if config.get("logger") in (None, True):
             kwargs["logger"] = csv_logger(pathlib.Path(config["default_root_dir"]), str(self.subcommand))
-        own = config.get("callbacks") or []
-        own = own if isinstance(own, list) else [own]
-        if config.get("enable_progress_bar") is not False and not any(isinstance(c, ProgressBar) for c in own):
-            kwargs["callbacks"] = [*own, RunProgress()]
         try:
-            return super().instantiate_trainer(**kwargs)
-        except ImportError as error:  # an accelerator, logger or strategy whose package is not here
+            return self.trainer_with(config, kwargs)
+        except (ImportError, RuntimeError) as error:  # a package that is not here, a callback that stands twice
             raise ConfigError(f"trainer (accelerator {config.get('accelerator')}): {error}") from error
+        except MisconfigurationException:
+            if self.subcommand != "plan" and self.run_command:
+                raise
+            # What is planned or kept does not depend on hardware, which this machine may lack.
+            here = {"accelerator": "cpu", "devices": 1, "num_nodes": 1, "strategy": "auto"}
+            return self.trainer_with(config, {**kwargs, **here})
+
+    def trainer_with(self, config: Any, options: dict[str, Any]) -> LightningTrainer:
+        """A Trainer of the configuration, with some options replaced and our progress bar unless another is asked for.
+
+        The list of callbacks is made anew, because Lightning adds to the one that it is given.
+        """
+        own = config.get("callbacks") or []
+        own = list(own) if isinstance(own, list) else [own]
+        if config.get("enable_progress_bar") is not False and not any(isinstance(c, ProgressBar) for c in own):
+            own.append(RunProgress())
+        return super().instantiate_trainer(**{**options, "callbacks": own})
 
     def after_instantiate_classes(self) -> None:
         assert isinstance(self.model, DreamBooth) and isinstance(self.datamodule, DreamBoothData)

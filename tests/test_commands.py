@@ -174,6 +174,15 @@ def test_the_plan_agrees_with_the_trace_of_the_run(trained, capsys):
         assert (min(members), max(members)) == (said[0], said[-1])
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is about a machine without a GPU")
+def test_a_run_for_a_gpu_is_planned_without_one(trained, capsys):
+    elsewhere = merged(trained, {"trainer.accelerator": "gpu", "trainer.devices": 2})
+    assert run("plan", elsewhere) == 0
+    assert "Run: 5 optimizer steps" in capsys.readouterr().out
+    assert run("validate", elsewhere) == 2
+    assert "gpu" in capsys.readouterr().err.lower()
+
+
 def test_plan_previews_the_training_pictures_and_never_in_a_dataset_folder(trained, tmp_path, capsys):
     assert run("plan", trained, "--preview", str(tmp_path / "preview")) == 0
     assert "p3.png" in (tmp_path / "preview" / "index.html").read_text()

@@ -82,7 +82,12 @@ def watched(tmp_path: pathlib.Path, model: pathlib.Path, objective: Objective, *
     module.family.predict = predict_and_keep  # type: ignore[method-assign]
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     trainer = Trainer(
-        accelerator="cpu", max_steps=3, callbacks=[watcher], default_root_dir=tmp_path, enable_model_summary=False, **quiet
+        accelerator="cpu",
+        max_steps=3,
+        callbacks=[watcher],
+        default_root_dir=tmp_path,
+        enable_model_summary=False,
+        **quiet,
     )
     trainer.fit(module, datamodule=data)
     return watcher

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+from typing import Any
 
 import pytest
 import torch
@@ -17,8 +18,19 @@ import yaml
 from PIL import Image
 
 import tiny
+from dreamlit.cli import main
 from recorder import rows
-from runs import assert_same_state, base_config, checkpoint, fit, merged, regularisation, run, write_config, write_photos
+from runs import (
+    assert_same_state,
+    base_config,
+    checkpoint,
+    fit,
+    merged,
+    regularisation,
+    run,
+    write_config,
+    write_photos,
+)
 
 
 def tree(folder: pathlib.Path) -> dict[str, tuple[int, str]]:
@@ -111,9 +123,9 @@ def assert_learned(model: pathlib.Path, file: pathlib.Path) -> None:
     family = SDXL(str(model))
     family.load("denoiser")
     noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
-    width = family.denoiser.config["cross_attention_dim"]
-    size = family.denoiser.config["projection_class_embeddings_input_dim"]
-    pooled = size - 6 * family.denoiser.config["addition_time_embed_dim"]
+    config: Any = family.denoiser.config
+    width = config["cross_attention_dim"]
+    pooled = config["projection_class_embeddings_input_dim"] - 6 * config["addition_time_embed_dim"]
     conditioning = {"prompt_embeds": torch.ones(1, 77, width), "pooled_prompt_embeds": torch.ones(1, pooled)}
     frame = torch.tensor([[128, 128, 0, 0, 128, 128]])
 
@@ -131,7 +143,7 @@ def assert_learned(model: pathlib.Path, file: pathlib.Path) -> None:
 
 def appendix_masked(data: str) -> list[dict]:
     """A list as written for another trainer: photos with masks, cropped square, sizes in pixel_area."""
-    sizes = {key: 1024 for key in ("resolution", "minimum_image_size", "maximum_image_size", "target_downsample_size")}
+    sizes = dict.fromkeys(("resolution", "minimum_image_size", "maximum_image_size", "target_downsample_size"), 1024)
     crop = {"crop": True, "crop_aspect": "square", "crop_style": "center", "resolution_type": "pixel_area"}
     photos = {"id": "dreambooth-data", "type": "local", "dataset_type": "image"}
     photos |= {"conditioning_data": "dreambooth-conditioning", "instance_data_dir": f"{data}/robot_toy/images"}
@@ -270,18 +282,58 @@ def test_validation_leaves_training_as_it_was(tmp_path, tiny_model, subject, oth
 
 
 def test_accents_work_where_the_locale_knows_none(tmp_path, tiny_model):
-    photos = write_photos(tmp_path / "Über uns" / "Zoë's photos", [(64, 64)] * 2)
+    photos = write_photos(tmp_path / "photos", [(64, 64)] * 2)
     for number, path in enumerate(sorted(photos.iterdir())):
         path = path.rename(path.with_name(f"été {number} 犬.png"))
         path.with_suffix(".txt").write_text("un chien élégant, à côté de la forêt 犬", encoding="utf-8")
-    config = base_config(tmp_path / "Läufe" / "run", tiny_model, photos)
+    config = base_config(tmp_path / "run", tiny_model, photos)
     config["data"]["datasets"][0] |= {"caption_strategy": "textfile", "instance_prompt": "Zoë"}
     config["data"]["datasets"][0] |= {"prepend_instance_prompt": True}
-    (tmp_path / "c.yaml").write_text(yaml.safe_dump(config, allow_unicode=True), encoding="utf-8")
+    write_config(tmp_path / "c.yaml", config)
     locale = {"LC_ALL": "C", "LANG": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     done = command("prepare", "--config", "c.yaml", cwd=tmp_path, **locale)
     assert done.returncode == 0, done.stderr.decode(errors="replace")
     assert "2" in done.stdout.decode(errors="replace")
+
+
+def test_a_run_never_writes_into_a_folder_of_photos(tmp_path, tiny_model, capsys):
+    photos = write_photos(tmp_path / "photos", [(64, 64)] * 2)
+    before = tree(photos)
+    for key in ("trainer.default_root_dir", "data.cache_dir"):
+        config = merged(base_config(tmp_path / "run", tiny_model, photos), {key: str(photos / "inside")})
+        write_config(tmp_path / "c.yaml", config)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", ["dreamlit"])
+            assert main(["fit", "--config", str(tmp_path / "c.yaml")]) == 2
+        assert "never written to" in capsys.readouterr().err
+    assert tree(photos) == before
+
+
+def test_an_epoch_that_would_cut_an_optimizer_step_short_is_refused(tmp_path, tiny_model, subject, capsys):
+    changes = {"trainer.accumulate_grad_batches": 3, "trainer.limit_train_batches": 2}
+    assert run("fit", merged(base_config(tmp_path / "run", tiny_model, subject), changes)) == 2
+    assert "limit_train_batches" in capsys.readouterr().err
+
+
+def test_a_run_may_be_limited_by_time_alone_unless_its_schedule_needs_a_number_of_steps(
+    tmp_path, tiny_model, subject, capsys
+):
+    config = base_config(tmp_path / "run", tiny_model, subject)
+    del config["trainer"]["max_steps"]
+    config = merged(config, {"trainer.max_time": "00:00:00:01"})
+    assert run("fit", merged(config, {"model.lr_scheduler": "cosine"})) == 2
+    assert "max_time" in capsys.readouterr().err
+    assert (fit(config) / "run.safetensors").is_file()
+
+
+def test_photos_in_buckets_of_their_own_all_train(tmp_path, tiny_model):
+    """Five photos of five shapes, batch 4: the remainder of each bucket waits, nothing is dropped."""
+    photos = write_photos(tmp_path / "photos", [(64, 64), (128, 64), (64, 128), (192, 64), (64, 192)])
+    config = base_config(tmp_path / "run", tiny_model, photos)
+    changes = {"data.batch_size": 4, "trainer.accumulate_grad_batches": 2, "trainer.max_steps": 5}
+    fit(merged(config, {**changes, "trainer.callbacks": recording(tmp_path / "trace")}))
+    keys = [key.split("#")[0] for row in rows(tmp_path / "trace") for key in row["keys"]]
+    assert {name: keys.count(name) for name in keys} == {f"subject/p{i}.png": 8 for i in range(5)}
 
 
 # -- options -----------------------------------------------------------------------------------------------------------
@@ -300,7 +352,9 @@ def test_options_for_memory_and_speed_change_no_loss(tmp_path, tiny_model, subje
     config = base_config(tmp_path / "run", tiny_model, subject)
     plain = losses_of(config, "plain")
     family = "model.family.init_args."
-    assert losses_of(config, "checkpointing", **{family + "gradient_checkpointing": True}) == pytest.approx(plain, rel=1e-6)
+    assert losses_of(config, "checkpointing", **{family + "gradient_checkpointing": True}) == pytest.approx(
+        plain, rel=1e-6
+    )
     assert losses_of(config, "last", **{family + "channels_last": True}) == pytest.approx(plain, rel=1e-4)
 
 
@@ -343,13 +397,17 @@ def test_stable_diffusion_trains(tmp_path, subject, others, kind):
     root = fit(merged(config, changes))
     loss = [float(row["loss"]) for row in metrics(root)]
     assert all(math.isfinite(value) for value in loss)
-    assert any(value.abs().max() > 1e-2 for name, value in checkpoint(root, 30)["state_dict"].items() if "lora_B" in name)
+    assert any(
+        value.abs().max() > 1e-2 for name, value in checkpoint(root, 30)["state_dict"].items() if "lora_B" in name
+    )
     assert (root / "run.safetensors").is_file()
 
 
 def test_a_run_can_start_from_the_weights_of_another(tmp_path, tiny_model, subject):
     config = base_config(tmp_path / "first", tiny_model, subject)
-    config = merged(config, {"model.optimizer.class_path": "torch.optim.AdamW", "model.optimizer.init_args": {"lr": 1e-2}})
+    config = merged(
+        config, {"model.optimizer.class_path": "torch.optim.AdamW", "model.optimizer.init_args": {"lr": 1e-2}}
+    )
     root = fit(config)
     frozen = {"model.optimizer.init_args.lr": 0.0, "trainer.max_steps": 1}
     second = {"trainer.default_root_dir": str(tmp_path / "second"), **frozen}
@@ -376,7 +434,7 @@ def test_masks_may_be_alpha_channels(tmp_path, tiny_model, subject):
     folder.mkdir()
     for path in subject.iterdir():
         image = Image.open(path).convert("RGBA")
-        image.putalpha(Image.linear_gradient("L").resize(image.size).point(lambda value: 255 * (value > 128)))
+        image.putalpha(Image.linear_gradient("L").resize(image.size).point([0] * 128 + [255] * 128))
         image.save(folder / path.name)
     config = base_config(tmp_path / "run", tiny_model, folder)
     whole = losses_of(config, "whole")

@@ -91,6 +91,8 @@ WRONG = {
     "misspelt strategy": ({"trainer.strategy": "dpp"}, ["strategy", "dpp", "ddp"]),
     "no such device": ({"trainer.accelerator": "tpu"}, ["trainer", "tpu"]),
     "overfit batches": ({"trainer.overfit_batches": 1}, ["trainer.overfit_batches", "plan"]),
+    "a callback that is there already": ({"trainer.callbacks": ["RunCheckpoint"]}, ["more than one", "RunCheckpoint"]),
+    "reloading": ({"trainer.reload_dataloaders_every_n_epochs": 1}, ["reload_dataloaders_every_n_epochs", "plan"]),
     "prior weight without regularisation": (
         {"model.objective.prior_loss_weight": 0.5},
         ["prior_loss_weight", "0.5", "is_regularisation_data"],
