@@ -65,9 +65,12 @@ class RunCheckpoint(callbacks.Checkpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._last_saved_step = trainer.global_step
-        if self.monitor and trainer.val_check_batch != trainer.num_training_batches:  # given as a share of the epoch
-            refuse_split_window(trainer.val_check_batch, trainer.accumulate_grad_batches)
-        if self.preflight:
+        # Without max_steps Lightning has set up the loader before it read the checkpoint, and left its place unread.
+        trainer.fit_loop._load_combined_loader_states()
+        every = trainer.val_check_batch
+        if self.monitor and every and every != trainer.num_training_batches:  # given as a share of the epoch
+            refuse_split_window(every, trainer.accumulate_grad_batches)
+        if self.preflight and not trainer.fast_dev_run:
             self._rehearse(trainer, pl_module)
 
     def on_train_batch_end(
@@ -103,6 +106,8 @@ class RunCheckpoint(callbacks.Checkpoint):
             self._save(trainer, pl_module, "best")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.fast_dev_run:
+            return
         if trainer.global_step != self._last_saved_step:
             self._save_step(trainer, pl_module)
         if trainer.is_global_zero:
@@ -117,6 +122,8 @@ class RunCheckpoint(callbacks.Checkpoint):
             self._rotate(trainer)
 
     def _save(self, trainer: Trainer, pl_module: LightningModule, stem: str) -> None:
+        if trainer.fast_dev_run:
+            return  # a trial leaves nothing behind
         refuse_non_finite(trainer, pl_module)
         trainer.save_checkpoint(checkpoint_folder(trainer) / f"{stem}.ckpt")
         if trainer.is_global_zero:
@@ -155,8 +162,8 @@ def refuse_split_window(every: int | float, accumulate: int) -> None:
     """The best checkpoint is saved after an evaluation, which therefore must not fall inside an optimizer step."""
     if every % accumulate:
         raise CombinationError(
-            f"trainer.val_check_interval is {every} batches, which falls inside an accumulation window of {accumulate}: "
-            "the best checkpoint could not be saved there. Use a multiple"
+            f"trainer.val_check_interval is {every} batches, which falls inside an accumulation window of "
+            f"{accumulate}: the best checkpoint could not be saved there. Use a multiple"
         )
 
 
@@ -172,8 +179,8 @@ def refuse_non_finite(trainer: Trainer, pl_module: LightningModule) -> None:
     good = step_checkpoints(checkpoint_folder(trainer))
     resume = f"resume from {good[-1].name} with --ckpt_path last" if good else "no checkpoint was written yet"
     raise CheckpointError(
-        f"at step {trainer.global_step} {len(bad)} trained weights are not finite ({bad[0]}, ...); nothing was saved and "
-        f"{resume}. Lower the learning rate, set trainer.gradient_clip_val, or use bf16-mixed instead of 16-mixed"
+        f"at step {trainer.global_step} {len(bad)} trained weights are not finite ({bad[0]}, ...); nothing was saved "
+        f"and {resume}. Lower the learning rate, set trainer.gradient_clip_val, or use bf16-mixed instead of 16-mixed"
     )
 
 

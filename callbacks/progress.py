@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from typing import Any
@@ -43,7 +44,8 @@ class RunProgress(ProgressBar):
         loss = TextColumn("loss {task.fields[loss]}")
         columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), loss, TimeElapsedColumn())
         self._bar = Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=Console(stderr=True))
-        self._task = self._bar.add_task("training", total=self._total, completed=trainer.global_step, loss="")
+        total = None if math.isinf(self._total) else self._total
+        self._task = self._bar.add_task("training", total=total, completed=trainer.global_step, loss="")
         self._bar.start()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: Any) -> None:
@@ -57,8 +59,9 @@ class RunProgress(ProgressBar):
             self._bar.update(self._task, completed=step, loss=loss)
         else:
             speed = max(step - self._first_step, 1) / max(now - self._begin, 1e-9)
-            left = (self._total - step) / speed
-            print(f"step {step} of {self._total}, loss {loss}, {speed:.2f} steps/s, {left:.0f} s left", file=sys.stderr)
+            line = f"step {step} of {self._total:.0f}, loss {loss}, {speed:.2f} steps/s"
+            left = f", {(self._total - step) / speed:.0f} s left"
+            print(line.replace(" of inf", "") + ("" if math.isinf(self._total) else left), file=sys.stderr)
 
     def _stop(self) -> None:
         if self._bar:

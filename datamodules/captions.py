@@ -21,6 +21,7 @@ from dreamlit.datamodules.captions_strategies import (
     TextFile,
     _Prepended,
     decode_text,
+    variants_of,
 )
 from dreamlit.datamodules.captions_tables import Csv, JsonLines, Parquet
 from dreamlit.datamodules.config_entries import ImageDataset
@@ -104,15 +105,12 @@ def read_captions(spec: ImageDataset, source: CaptionSource, names: Iterable[str
     faults = Faults(f"captions of dataset {spec.id!r} cannot be used", DataError)
     for name in names:
         try:
-            captions = strategy.variants(source, name)
+            captions = variants_of(strategy, source, name)
         except DataError as error:
             if str(error) in faults.lines:
                 break  # a table that cannot be read: every image would say the same
             faults.add(str(error))
             continue
-        if isinstance(captions, str):  # it would be taken for a list of letters
-            owner = type(strategy).__name__
-            raise DataError(f"{owner}.variants gave the text {captions!r}; it has to give a tuple of texts: ({captions!r},)")
         written = tuple(dict.fromkeys(caption for caption in captions if caption.strip()))
         if written or spec.empty_caption == "allow":
             found.variants[name] = written or ("",)

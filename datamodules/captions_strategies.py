@@ -103,6 +103,19 @@ class CaptionStrategy(ABC):
         """
 
 
+def variants_of(strategy: CaptionStrategy, source: CaptionSource, name: str) -> tuple[str, ...]:
+    """The captions that a strategy gives; a class of the user's own may give a text, which reads as a list of letters.
+
+    Raises:
+        DataError: The image has no caption, or what came is no tuple of texts.
+    """
+    captions = strategy.variants(source, name)
+    if isinstance(captions, str) or not all(isinstance(caption, str) for caption in captions):
+        owner, came = type(strategy).__name__, "text" if isinstance(captions, str) else "tuple with more than texts"
+        raise DataError(f"{owner}.variants gave a {came}; it has to give a tuple of texts, such as ('a dog',)")
+    return captions
+
+
 class InstancePrompt(CaptionStrategy):
     """The dataset's `instance_prompt`; a list of prompts gives variants."""
 
@@ -140,5 +153,5 @@ class _Prepended(CaptionStrategy):
         self.warnings = getattr(strategy, "warnings", self.warnings)
 
     def variants(self, source: CaptionSource, name: str) -> tuple[str, ...]:
-        captions = self.strategy.variants(source, name)
+        captions = variants_of(self.strategy, source, name)
         return tuple(f"{prompt} {caption}".rstrip() for caption in captions for prompt in self.spec.instance_prompt)

@@ -79,7 +79,7 @@ class DatasetSpecs(Sequence[DatasetSpec]):
     def parse(cls, value: Any) -> DatasetSpecs:
         """Reads a list of entries, the path of a JSON or YAML file, or a list as YAML text.
 
-        Relative paths in a file start at that file's folder, others at the working folder.
+        Relative paths start at the working folder, those in a file too.
         """
         if isinstance(value, str):
             is_text = value.lstrip().startswith("[")

@@ -134,15 +134,13 @@ class DreamBoothData(LightningDataModule):
         self._caches = self.caches(encoders, manifest)
         self._module.run_facts["manifest_digest"] = manifest.digest()
         if stage in ("validate", "test") and not manifest.eval_samples:
-            raise DataError(
-                f"{stage}: no dataset has dataset_type 'eval'; add one with images that are never trained on"
-            )
+            raise DataError("no dataset has dataset_type 'eval'; add one with images that are never trained on")
 
     def train_dataloader(self) -> PlanLoader:
         assert self.trainer is not None
         manifest, plan = self.manifest(self.encoders.stride), self.plan(self.encoders.stride)
         dataset = PlanDataset(manifest.samples, manifest.specs, self._caches, self._module.noise_source(), self.seed)
-        accumulate = 1 if self.trainer.fast_dev_run else self.trainer.accumulate_grad_batches
+        accumulate = 1 if getattr(self.trainer, "fast_dev_run", 0) else self.trainer.accumulate_grad_batches
         return PlanLoader(
             dataset,
             plan,

@@ -149,7 +149,8 @@ class _Builder:
         try:
             found = read_captions(spec, self.sources[spec.id], names)
         except DataError as error:
-            for line in str(error).splitlines()[1:]:  # its own report becomes part of this one
+            title, *lines = str(error).splitlines()
+            for line in lines or [title]:  # its own report becomes part of this one
                 self.findings.fault(spec.id, line.removeprefix("  - "))
             return {}
         for name, reason in found.skipped.items():

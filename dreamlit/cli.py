@@ -39,6 +39,8 @@ dreamlit fit --config run.yaml --print_config prints the resolved configuration 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs a command; returns the exit code (0 done, 1 a check failed, 2 the user can mend it, 130 interrupted)."""
+    if argv is None:
+        _ensure_utf8()
     args = list(sys.argv[1:] if argv is None else argv)
     if not args or args[0] in ("--help", "-h", "help"):
         print(HELP, end="")
@@ -57,6 +59,13 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     except (KeyboardInterrupt, SystemExit) as stop:
         return _stopped(command, stop)
+
+
+def _ensure_utf8() -> None:
+    """Starts again in UTF-8 mode where the locale has no accents (LC_ALL=C), or files with them could not be opened."""
+    if sys.getfilesystemencoding() != "utf-8" and not sys.flags.utf8_mode and os.environ.get("DREAMLIT_UTF8") != "1":
+        environment = {**os.environ, "PYTHONUTF8": "1", "DREAMLIT_UTF8": "1"}
+        os.execve(sys.executable, [sys.executable, "-m", "dreamlit", *sys.argv[1:]], environment)
 
 
 def _dispatch(command: str, args: list[str]) -> int:

@@ -10,7 +10,6 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from dreamlit import formats
 from dreamlit.adapters import Full
-from dreamlit.callbacks.checkpoint import RunCheckpoint
 from dreamlit.datamodules.dreambooth import DreamBoothData
 from dreamlit.datamodules.plan import slice_size
 from dreamlit.errors import CombinationError, Faults
@@ -31,7 +30,7 @@ def check_combinations(model: DreamBooth, data: DreamBoothData, trainer: pl.Trai
     """
     faults = Faults("these options do not work together", CombinationError)
     lines = (*precision_faults(model, trainer), *trainer_faults(trainer, training), *data_faults(model, data))
-    for line in (*lines, *evaluation_faults(data, trainer)):
+    for line in (*lines, *evaluation_faults(trainer, data)):
         faults.add(line)
     try:
         slice_size(data.batch_size, trainer.world_size)
@@ -67,6 +66,8 @@ def trainer_faults(trainer: pl.Trainer, training: bool) -> list[str]:
         faults.append("trainer.overfit_batches replaces the plan; to train on few images, list few images")
     if getattr(trainer, "reload_dataloaders_every_n_epochs", 0):
         faults.append("trainer.reload_dataloaders_every_n_epochs would restart the plan at every reload; leave it out")
+    if training and trainer.limit_train_batches == 0:
+        faults.append("trainer.limit_train_batches is 0: nothing would be trained; use dreamlit prepare or validate")
     if training and trainer.max_steps == -1 and trainer.max_epochs is None and not timed:
         faults.append("nothing says how long to train: set trainer.max_steps (or max_epochs, or max_time)")
     return faults
@@ -77,6 +78,17 @@ def refuse_sharding(strategy: Any) -> None:
     name = strategy if isinstance(strategy, str) else type(strategy).__name__
     if name.lower().startswith(SHARDING):
         raise CombinationError(sharding_fault(name))
+
+
+def refuse_without_checkpoints(trainer_options: Any) -> None:
+    """A run always writes checkpoints and logs, so Lightning's switches against them cannot be honoured."""
+    if trainer_options.get("barebones"):
+        raise CombinationError("trainer.barebones turns off checkpoints and logs, which a run must have; leave it out")
+    if trainer_options.get("enable_checkpointing") is False:
+        raise CombinationError(
+            "trainer.enable_checkpointing is false, but a run always keeps its last checkpoint; set "
+            "checkpoint.every_n_steps to a large number and checkpoint.keep to 1"
+        )
 
 
 def sharding_fault(name: str) -> str:
@@ -118,14 +130,6 @@ def bare_denoiser(family: Family) -> Any:
         return kind.from_config(read_json(family.files.configuration(f"{name}/config.json")))
 
 
-def evaluation_faults(data: DreamBoothData, trainer: pl.Trainer) -> list[str]:
-    """A metric to keep the best checkpoint of must be measured by somebody."""
-    monitor = next((c.monitor for c in trainer.callbacks if isinstance(c, RunCheckpoint)), None)  # pyright: ignore
-    if monitor == "loss/val" and not data.specs.evals:
-        return ["checkpoint.monitor is 'loss/val', but no dataset has dataset_type 'eval' to measure it on"]
-    return []
-
-
 def data_faults(model: DreamBooth, data: DreamBoothData) -> list[str]:
     faults = []
     if data.alignment % model.family.stride:
@@ -148,4 +152,20 @@ def data_faults(model: DreamBooth, data: DreamBoothData) -> list[str]:
         value = getattr(objective, field)
         if value != wanted and not present:
             faults.append(f"model.objective.{field} is {value!r} and would do nothing: there is no {what}")
+    return faults
+
+
+def evaluation_faults(trainer: pl.Trainer, data: DreamBoothData) -> list[str]:
+    """Options about evaluations that would never take place."""
+    if data.specs.evals:
+        return []
+    none = "there is no dataset with dataset_type: eval, so no evaluation takes place"
+    faults = [
+        f"trainer.{name} is {value} and would do nothing: {none}"
+        for name, usual in (("val_check_interval", (None, 1.0)), ("check_val_every_n_epoch", (None, 1)))
+        if (value := getattr(trainer, name)) not in usual
+    ]
+    for callback in trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
+        if getattr(callback, "monitor", None) == "loss/val":
+            faults.append(f"{type(callback).__name__} monitors 'loss/val', which is never logged: {none}")
     return faults

@@ -81,3 +81,20 @@ def read_config(path: pathlib.Path) -> dict[str, Any]:
             f"{path} must hold keys and values (model:, data:, trainer:, ...), not {type(content).__name__}"
         )
     return content or {}
+
+
+def optimizer_class(words: list[str]) -> str:
+    """The optimizer class that a command line and its configurations ask for; the last one wins."""
+    chosen = "torch.optim.AdamW"
+    for path in config_paths(words):
+        model = read_config(path).get("model") or {}
+        if isinstance(model, str):  # a file of its own, named relative to this one
+            model = read_config(path.parent / model)
+        asked = model.get("optimizer") if isinstance(model, dict) else None
+        asked = asked.get("class_path") if isinstance(asked, dict) else asked
+        chosen = asked if isinstance(asked, str) else chosen
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        name, equals, value = word.partition("=")
+        if name in ("--model.optimizer", "--model.optimizer.class_path"):
+            chosen = value if equals else following
+    return chosen

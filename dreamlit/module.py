@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import json
 import math
 import pathlib
@@ -82,9 +83,11 @@ class DreamBooth(LightningModule):
         """Loads the denoiser and attaches the adapter; doing it again changes nothing."""
         if self.denoiser is not None:
             return
-        self.family.load("denoiser")
         teacher = self.objective.prior_target == "base_model" or self.objective.unmasked_target == "base_model"
-        self.adapter.attach(self.family.denoiser, seed=self.seed, teacher_needed=teacher)
+        # Lightning calls this with the accelerator as torch's default device, where other generators draw.
+        with torch.device("cpu"):
+            self.family.load("denoiser")
+            self.adapter.attach(self.family.denoiser, seed=self.seed, teacher_needed=teacher)
         self.family.prepare_denoiser()
         self.denoiser = self.family.denoiser
         for name, extra in self.adapter.modules_to_register().items():
@@ -104,7 +107,14 @@ class DreamBooth(LightningModule):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Module dropout depends on the batch's place in the plan and the rank, not on what ran before."""
-        torch.manual_seed(address(self.seed, "step", batch.position, self.global_rank))
+        seed = address(self.seed, "step", batch.position, self.global_rank)
+        if self.device.type not in ("cpu", "cuda"):
+            torch.manual_seed(seed)
+            return
+        # torch.manual_seed notes a stack trace for every kind of device that is absent: a millisecond or two a step.
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
 
     def losses(self, batch: Batch) -> Losses:
         """The objective on one batch."""
@@ -132,17 +142,27 @@ class DreamBooth(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         losses = self.losses(batch)
-        self._log_losses(losses)
+        self._log_losses(losses, batch_idx)
         return {"loss": losses.total, "per_sample": losses.per_sample, "keys": batch.keys}
 
-    def _log_losses(self, losses: Losses) -> None:
-        """Logs the loss and its two parts as means over all ranks."""
-        sums = self._over_ranks(torch.cat([losses.role_sums().flatten(), losses.total.detach().reshape(1)]))
-        instance, instances, prior, priors, total = sums  # on the device: nothing here waits for it
-        self.log("loss", total / self.trainer.world_size, prog_bar=True, rank_zero_only=True)
+    def _log_losses(self, losses: Losses, batch_idx: int) -> None:
+        """Logs the loss and its two parts as means over all ranks and over the batches of the optimizer step."""
+        one = losses.total.detach().reshape(1)
+        sums = self._over_ranks(torch.cat([losses.role_sums().flatten(), one, torch.ones_like(one)]))
+        self._step_sums = sums if batch_idx % self.trainer.accumulate_grad_batches == 0 else self._step_sums + sums
+        instance, instances, prior, priors, total, batches = self._step_sums  # on the device: nothing waits for it
+        self.log("loss", total / batches, prog_bar=True, rank_zero_only=True)
+        every = self.trainer.log_every_n_steps
+        if not every or (self.global_step + 1) % every:
+            return  # Lightning's log takes a millisecond, and nobody reads these before the logger does
         # Without a sample of a role its mean is 0 / 0, NaN; left out, loggers would repeat the last one.
         self.log("loss/instance", instance / instances, rank_zero_only=True)
         self.log("loss/prior", prior / priors, rank_zero_only=True)
+
+    def on_validation_model_zero_grad(self) -> None:
+        """Frees the gradients before an evaluation: only the adapter has any, and walking the whole model is slow."""
+        for parameter in self.adapter.parameters().values():
+            parameter.grad = None
 
     def _over_ranks(self, sums: Tensor) -> Tensor:
         """Sums added up over all ranks; every rank must call it. Lightning's own reduce waits for the device first."""
@@ -154,8 +174,8 @@ class DreamBooth(LightningModule):
 
     def _evaluate(self, batch: Batch) -> None:
         losses = self.losses(batch)
-        counted = losses.per_sample.double()[batch.weight > 0]
-        self._eval_sums += torch.tensor([float(counted.sum()), float(len(counted))])
+        counted = losses.per_sample.cpu().double()[batch.weight.cpu() > 0]  # MPS has no float64
+        self._eval_sums += torch.tensor([float(counted.sum()), len(counted)], dtype=torch.float64)
 
     def on_validation_epoch_start(self) -> None:
         self._eval_sums = torch.zeros(2, dtype=torch.float64)
@@ -175,7 +195,7 @@ class DreamBooth(LightningModule):
         self._log_evaluation("loss/test")
 
     def _log_evaluation(self, name: str) -> None:
-        sums = self._over_ranks(self._eval_sums.to(self.device))
+        sums = self._over_ranks(self._eval_sums.float().to(self.device))
         self.log(name, (sums[0] / sums[1]).float(), rank_zero_only=True, prog_bar=True)
 
     def export(self, folder: str | pathlib.Path, stem: str) -> list[pathlib.Path]:
@@ -203,7 +223,8 @@ class DreamBooth(LightningModule):
         ]
 
     def pipeline(self) -> Any:
-        """A diffusers pipeline that samples with the denoiser as it is now."""
+        """A diffusers pipeline that samples with the denoiser as it is now, which it puts in evaluation mode."""
+        self.eval()  # dropout
         return self.family.pipeline(denoiser=self.denoiser)
 
     def on_predict_start(self) -> None:
@@ -259,14 +280,17 @@ class DreamBooth(LightningModule):
         resume.refuse_other_base(checkpoint, self.family.fingerprint("denoiser"), allowed)
         if self.trainer.training:
             resume.refuse_other_data(checkpoint, self.run_facts["manifest_digest"], allowed)
-            self._apply_learning_rate(checkpoint)
+            self._apply_optimizer_options(checkpoint)
 
-    def _apply_learning_rate(self, checkpoint: dict[str, Any]) -> None:
-        """Puts the configured learning rate into the saved optimizer, so that a changed one takes effect on resume."""
+    def _apply_optimizer_options(self, checkpoint: dict[str, Any]) -> None:
+        """Puts the configured options into the saved optimizer, so that changed ones take effect on resume."""
         fresh = self.optimizer_factory([torch.nn.Parameter(torch.zeros(1))])
-        rate = fresh.param_groups[0]["lr"]
+        options, rate = dict(fresh.param_groups[0]), fresh.param_groups[0]["lr"]
+        # Some optimizers keep their progress in the group too; an option is what the constructor takes.
+        named = inspect.signature(type(fresh)).parameters.keys() & options.keys() - {"params", "lr"}
         for saved in checkpoint.get("optimizer_states", []):
             for group in saved["param_groups"]:
+                group.update({name: options[name] for name in named})
                 if group.get("initial_lr", group["lr"]) == rate:
                     continue
                 scale = rate / group["initial_lr"] if group.get("initial_lr") else 0.0

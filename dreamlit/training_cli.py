@@ -23,11 +23,11 @@ from dreamlit.callbacks import shipped_callbacks
 from dreamlit.callbacks.checkpoint import RunCheckpoint
 from dreamlit.callbacks.progress import RunProgress
 from dreamlit.cli import COMMANDS
-from dreamlit.combinations import check_combinations, check_model, refuse_sharding
+from dreamlit.combinations import check_combinations, check_model, refuse_sharding, refuse_without_checkpoints
 from dreamlit.datamodules.config_values import base_folder
 from dreamlit.datamodules.dreambooth import DreamBoothData
 from dreamlit.errors import ConfigError, nearest
-from dreamlit.layers import config_paths, expand_layers, read_config
+from dreamlit.layers import config_paths, expand_layers, optimizer_class, read_config
 from dreamlit.module import DreamBooth
 from dreamlit.quiet import quieten
 from dreamlit.suggestions import cause_of, explained, option_names
@@ -51,6 +51,7 @@ CKPT_PATH_HELP = {
     "validate": "Checkpoint whose weights are used: `last`, `best` or its path; left out, the model as it starts.",
 }
 FLAGS = ("--check",)
+DEFAULT_LEARNING_RATE = 1e-4
 ONCE_ONLY = ("config", "extends", "ckpt_path", "verbose")
 """Keys of one call, or already applied: they have no place in a resolved configuration."""
 
@@ -147,6 +148,9 @@ class DreamlitCLI(LightningCLI):
             help="On resume: prefixes of configuration keys that may differ from the checkpoint's, such as "
             "'model.objective'; 'data' allows a changed dataset, 'base' another base model.",
         )
+        # The default must be of the class that is asked for: the parser carries options of another one over to it.
+        optimizer = {"class_path": optimizer_class(sys.argv[1:]), "init_args": {"lr": DEFAULT_LEARNING_RATE}}
+        parser.set_defaults({"model.optimizer": optimizer})
         parser.link_arguments("seed_everything", "model.seed", compute_fn=as_seed)
         parser.link_arguments("seed_everything", "data.seed", compute_fn=as_seed)
 
@@ -179,6 +183,7 @@ class DreamlitCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> LightningTrainer:
         config = self._get(self.config_init, "trainer")
         refuse_sharding(config.get("strategy"))
+        refuse_without_checkpoints(config)
         if config.get("logger") in (None, True):
             kwargs["logger"] = csv_logger(pathlib.Path(config["default_root_dir"]), str(self.subcommand))
         try:

@@ -28,6 +28,17 @@ class Recorder(Callback):
             file.write(json.dumps(row) + "\n")
 
 
+class StopAfter(Callback):
+    """Asks for the end of the run after a number of batches, as `max_time` does."""
+
+    def __init__(self, batches: int) -> None:
+        self.batches = batches
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.batches -= 1
+        trainer.should_stop = self.batches <= 0
+
+
 def rows(path: pathlib.Path, rank: int = 0) -> list[dict]:
     """What a `Recorder` wrote."""
     return [json.loads(line) for line in pathlib.Path(f"{path}.{rank}").read_text().splitlines()]

@@ -158,6 +158,21 @@ def test_own_strategy_that_cannot_be_used_is_refused(path, fragment, tmp_path, m
         strategy_for(spec_of(caption_strategy=path))
 
 
+@pytest.mark.parametrize("given", ["'a dog'", "('a dog', None)"])
+@pytest.mark.parametrize("keys", [{}, {"prepend_instance_prompt": True, "instance_prompt": "sks"}])
+def test_own_strategy_that_gives_no_tuple_of_texts_is_refused(given, keys, tmp_path, monkeypatch):
+    text = OWN.format(name="TextCaptions").replace('(f"{self.spec.id}: {name}",)', given)
+    (tmp_path / "text_captions.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "text_captions", raising=False)
+    monkeypatch.setattr(CaptionStrategy, "registry", dict(CaptionStrategy.registry))
+    spec = DatasetSpecs(
+        [{"id": "dog", "instance_data_dir": "p", "caption_strategy": "text_captions.TextCaptions", **keys}]
+    ).images[0]
+    with pytest.raises(DataError, match=r"TextCaptions.variants gave a .* a tuple of texts"):
+        read_captions(spec, Files("a.jpg"), ["a.jpg"])
+
+
 def test_a_class_cannot_take_the_name_of_another():
     with pytest.raises(ConfigError, match="'textfile'"):
         type("TextFile", (CaptionStrategy,), {"variants": lambda *_: ("",)})
@@ -218,6 +233,7 @@ def test_captions_do_not_depend_on_the_locale(tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "list.json")],
         env={"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PATH": ""},
+        cwd=tmp_path,
         capture_output=True,
         text=True,
     )

@@ -460,6 +460,7 @@ def test_a_faulty_entry_does_not_make_its_masks_look_unused():
         ("a.yaml", "- id: [", "not valid YAML"),
         ("a.json", '[{"id": "a", "repeats": 1, "repeats": 2}]', "'repeats' stands twice"),
         ("a.yaml", "- id: a\n  repeats: 1\n  repeats: 2\n", "'repeats' stands twice"),
+        ("a.yaml", "- id: a\n  ? [b]\n  : 2\n", "a key is a list"),
         ("a.yaml", b"- id: caf\xe9\n", "not UTF-8"),
     ],
 )

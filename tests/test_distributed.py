@@ -1,5 +1,6 @@
 """Two processes see the batches that one sees and end with its weights; a run stopped on some goes on on others."""
 
+import contextlib
 import os
 import pathlib
 import shutil
@@ -118,10 +119,8 @@ def finish(*processes: subprocess.Popen) -> tuple[list[int], str]:
         texts = [process.communicate(timeout=HANG_S)[0] for process in processes]
     finally:
         for process in processes:
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
     return [process.returncode for process in processes], "".join(texts)
 
 

@@ -360,6 +360,26 @@ def test_the_schedule_can_be_overridden(folder: pathlib.Path, kind: Any):
     assert float(plain.snr(torch.tensor([999]))) > 0
 
 
+@pytest.mark.parametrize("option", ["revision", "single_file_config"])
+def test_an_option_that_does_nothing_for_a_folder_is_refused(folders: dict[str, pathlib.Path], option: str):
+    assert f"{option} 'x' does nothing" in complaint(SDXL(str(folders["sdxl"]), **{option: "x"}))
+
+
+def test_pure_noise_needs_a_model_that_predicts_v(folders: dict[str, pathlib.Path]):
+    assert "prediction_type" in complaint(SDXL(str(folders["sdxl"]), zero_terminal_snr=True))
+    SDXL(str(folders["sdxl"]), zero_terminal_snr=True, prediction_type="v_prediction").check()
+
+
+def test_a_model_of_another_noise_process_is_refused(folders: dict[str, pathlib.Path], tmp_path: pathlib.Path):
+    """Playground 2.5 is an SDXL in all but its scheduler."""
+    import diffusers
+
+    model = pathlib.Path(shutil.copytree(folders["sdxl"], tmp_path / "edm"))
+    diffusers.EDMDPMSolverMultistepScheduler().save_pretrained(model / "scheduler")
+    change(model / "model_index.json", scheduler=["diffusers", "EDMDPMSolverMultistepScheduler"])
+    assert "EDMDPMSolverMultistepScheduler" in complaint(SDXL(str(model)))
+
+
 def test_an_own_sampler_without_zero_snr_is_replaced(own: pathlib.Path, kind: Any):
     change(own / "scheduler" / "scheduler_config.json", _class_name="PNDMScheduler")
     change(own / "model_index.json", scheduler=["diffusers", "PNDMScheduler"])
@@ -386,6 +406,15 @@ def test_the_pipeline_works_in_low_precision(folder: pathlib.Path, kind: type[Fa
     painted = image(low.pipeline())
     assert painted.isfinite().all()
     assert (painted - image(stock(folder))).abs().mean() < 0.1
+
+
+def test_the_pipeline_decodes_in_float32_under_autocast(folders: dict[str, pathlib.Path]):
+    """SDXL's autoencoder overflows in float16: its pictures would be black."""
+    pipeline, seen = SDXL(str(folders["sdxl"])).pipeline(), []
+    pipeline.vae.decoder.conv_in.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        image(pipeline)
+    assert seen == [torch.float32]
 
 
 # Pixels ---------------------------------------------------------------------------------------------------------------

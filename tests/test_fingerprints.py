@@ -160,9 +160,10 @@ def test_a_wrong_entry_in_the_memo_is_not_used(model: pathlib.Path, memo: pathli
 def test_a_home_that_cannot_be_written_is_no_obstacle(
     model: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ):
-    before = prints(model)
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    before = prints(model)
+    monkeypatch.setattr(fingerprints, "hash_file", lambda path: pytest.fail(f"{path} was read again"))
     assert prints(model) == before
 
 

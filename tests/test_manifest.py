@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from dreamlit.datamodules import probes
-from dreamlit.datamodules.config_entries import CaptionShuffle, ConditioningDataset, ImageDataset
+from dreamlit.datamodules.config_entries import CaptionShuffle, ConditioningDataset, ImageDataset, TextEmbedsDataset
 from dreamlit.datamodules.manifest import build_manifest
 from dreamlit.datamodules.preview import write_preview
 from dreamlit.errors import DataError
@@ -231,6 +231,25 @@ def test_cache_file_among_the_photos_is_refused(images):
     assert not (pathlib.Path(images.instance_data_dir) / "cache").exists()
 
 
+@pytest.mark.parametrize("key", ["cache_dir_vae", "cache_dir"])
+def test_cache_folder_that_a_link_puts_among_the_photos_is_refused(images, tmp_path, key):
+    (tmp_path / "link").symlink_to(images.instance_data_dir)
+    cache = str(tmp_path / "link" / "cache")
+    texts = TextEmbedsDataset(id="t", cache_dir=cache if key == "cache_dir" else None)
+    spec = dataclasses.replace(images, cache_dir_vae=cache if key == "cache_dir_vae" else None)
+    with pytest.raises(DataError, match=f"{key} .*never written to"):
+        build_manifest([spec, texts], 16, 0)
+
+
+def test_fault_of_one_line_from_a_caption_strategy_is_in_the_report(images, monkeypatch):
+    def refuse(*_):
+        raise DataError("the caption server does not answer")
+
+    monkeypatch.setattr("dreamlit.datamodules.captions.strategy_for", refuse)
+    with pytest.raises(DataError, match="the caption server does not answer"):
+        build_manifest([images], 16, 0)
+
+
 # -- digest -----------------------------------------------------------------------------------------------------------
 
 
@@ -353,6 +372,18 @@ def test_preview_among_the_photos_is_refused(images, tmp_path):
     for folder in (images.instance_data_dir, tmp_path / "link" / "preview"):
         with pytest.raises(DataError, match="never written to"):
             write_preview(manifest, folder)
+
+
+@pytest.mark.parametrize("name", ["index.html", "pictures/12345.png"])
+def test_preview_replaces_nothing_that_is_no_preview(images, tmp_path, name):
+    manifest = build_manifest([images], 16, 0)
+    mine = tmp_path / "home" / name
+    mine.parent.mkdir(parents=True)
+    mine.write_bytes(b"mine")
+    with pytest.raises(DataError, match=rf"{name}.*new or empty folder"):
+        write_preview(manifest, tmp_path / "home")
+    assert [path for path in (tmp_path / "home").rglob("*") if path.is_file()] == [mine]
+    assert mine.read_bytes() == b"mine"
 
 
 # -- real photos, and the whole under a bare locale -------------------------------------------------------------------

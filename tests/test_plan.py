@@ -9,7 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dreamlit.datamodules.dreambooth import as_fraction
 from dreamlit.datamodules.plan import Draw, Merge, Plan, Stream, permuted
+from dreamlit.datamodules.plan_report import PlanReport
+from dreamlit.datamodules.samples import Manifest
 from dreamlit.errors import CombinationError, DataError
 
 
@@ -137,6 +140,22 @@ def test_an_epoch_is_the_rounded_number_of_batches_in_a_pass():
 def test_accumulation_windows_are_never_cut_by_the_end_of_an_epoch():
     plan = Plan([Stream("a", (64, 64), tuple(range(10)), Fraction(10))], 1, 0)
     assert [plan.batches_per_epoch(accumulate) for accumulate in (1, 3, 4, 40)] == [10, 9, 8, 40]
+
+
+@pytest.mark.parametrize("value", [1, 0.5, 9, 1e-7, 0.1234567, 1e20])
+def test_repeats_and_probability_are_taken_exactly_as_written(value):
+    assert as_fraction(value) == Fraction(repr(value)) > 0
+
+
+@pytest.mark.parametrize(
+    ("max_steps", "max_epochs", "steps"),
+    [(1000, 2, 12), (5, 2, 5), (-1, 2, 12), (7, None, 7), (7, -1, 7), (-1, None, 6)],
+)
+def test_a_run_ends_at_whichever_limit_comes_first(max_steps, max_epochs, steps):
+    plan = Plan([Stream("a", (64, 64), tuple(range(6)), Fraction(12))], batch_size=1, seed=0)
+    manifest = Manifest([], [], [], [], [], [])
+    report = PlanReport(manifest, plan, accumulate=2, max_steps=max_steps, max_epochs=max_epochs)
+    assert (report.steps, report.batches) == (steps, 2 * steps)
 
 
 def test_unequal_slices_are_refused_with_what_would_fit():

@@ -5,6 +5,8 @@ import pathlib
 import pytest
 import torch
 
+from dreamlit.errors import CheckpointError
+from dreamlit.resume import refuse_to_overwrite
 from recorder import rows
 from runs import assert_same_state, base_config, checkpoint, fit, merged, regularisation, run, write_photos
 
@@ -81,6 +83,18 @@ def test_a_resume_takes_more_steps_and_a_new_learning_rate(tmp_path, tiny_model,
     assert after["optimizer_states"][0]["param_groups"][0]["lr"] == 1e-5
     assert after["global_step"] == 13
     assert float(after["optimizer_states"][0]["state"][0]["step"]) == float(moments[0]["step"]) + 3
+
+
+def test_a_resume_takes_another_optimizer_option_that_is_allowed(tmp_path, tiny_model, photos):
+    config = configured(tmp_path, tiny_model, photos, "LoRA", None, "run", **{"trainer.max_steps": 2})
+    optimizer = {"class_path": "torch.optim.AdamW", "init_args": {"weight_decay": 0.01}}
+    root = fit(merged(config, {"model.optimizer": optimizer}))
+    optimizer = {"class_path": "torch.optim.AdamW", "init_args": {"weight_decay": 0.5}}
+    allowed = "--allow_changes+=model.optimizer.init_args.weight_decay"
+    fit(merged(config, {"trainer.max_steps": 3, "model.optimizer": optimizer}), "--ckpt_path", "last", allowed)
+    saved = checkpoint(root, 3)["optimizer_states"][0]
+    assert saved["param_groups"][0]["weight_decay"] == 0.5
+    assert float(saved["state"][0]["step"]) == 3
 
 
 @pytest.mark.parametrize(
@@ -181,3 +195,63 @@ def test_a_run_that_diverged_stops_and_keeps_its_last_good_checkpoint(tmp_path, 
     assert run("fit", merged(config, {"trainer.max_steps": 8, "model.optimizer": ruin}), "--ckpt_path", "last") == 2
     assert "not finite" in capsys.readouterr().err
     assert [path.name for path in (root / "checkpoints").iterdir()] == ["step-000002.ckpt"]
+
+
+def test_a_stop_waits_for_the_end_of_the_optimizer_step(tmp_path, tiny_model, photos):
+    options = {"trainer.max_steps": 5, "model.lr_scheduler": "constant"}
+    whole = configured(tmp_path, tiny_model, photos, "LoRA", None, "whole", **options)
+    fit(whole)
+    part = configured(tmp_path, tiny_model, photos, "LoRA", None, "part", **options)
+    part["trainer"]["callbacks"].append({"class_path": "recorder.StopAfter", "init_args": {"batches": 8}})
+    root = fit(part)
+    assert [path.name for path in (root / "checkpoints").iterdir()] == ["step-000003.ckpt"]
+    del part["trainer"]["callbacks"][1]
+    fit(part, "--ckpt_path", "last")
+    for part in ("state_dict", "optimizer_states"):
+        assert_same_state(checkpoint(tmp_path / "whole", 5)[part], checkpoint(root, 5)[part], part)
+    assert rows(tmp_path / "part.jsonl") == rows(tmp_path / "whole.jsonl")
+
+
+def test_a_run_is_not_branched_in_its_own_folder(tmp_path, tiny_model, photos, capsys):
+    options = {"trainer.max_steps": 3, "checkpoint.every_n_steps": 1}
+    config = configured(tmp_path, tiny_model, photos, "LoRA", None, "run", **options)
+    root = fit(config)
+    before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    earlier = str(root / "checkpoints" / "step-000001.ckpt")
+    assert run("fit", config, "--ckpt_path", earlier) == 2
+    assert "step-000003.ckpt" in (report := capsys.readouterr().err) and "--trainer.default_root_dir" in report
+    assert {path: path.read_bytes() for path in root.rglob("*") if path.is_file()} == before
+    assert run("fit", config, "--ckpt_path", earlier, "--trainer.default_root_dir", str(tmp_path / "branch")) == 0
+    assert_same_run(root, tmp_path / "branch", 3)
+
+
+def test_a_damaged_later_checkpoint_does_not_push_out_a_new_one(tmp_path, tiny_model, photos):
+    config = configured(tmp_path, tiny_model, photos, "LoRA", None, "run", **{"trainer.max_steps": 4})
+    root = fit(merged(config, {"checkpoint.every_n_steps": 2}))
+    (root / "checkpoints" / "step-000004.ckpt").write_bytes(b"damaged")
+    fit(merged(config, {"trainer.max_steps": 3, "checkpoint.keep": 1}), "--ckpt_path", "last")
+    assert checkpoint(root, 3)["global_step"] == 3
+
+
+@pytest.mark.parametrize("name", ["best.ckpt", "step-000002.ckpt"])
+def test_a_new_run_keeps_off_every_checkpoint_of_an_older_one(tmp_path, name):
+    refuse_to_overwrite(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / name).touch()
+    with pytest.raises(CheckpointError, match=name):
+        refuse_to_overwrite(tmp_path)
+
+
+@pytest.mark.parametrize("step", [4, 5])
+def test_a_run_of_epochs_resumes_where_it_stood(tmp_path, tiny_model, photos, step):
+    options = {"trainer.max_steps": -1, "trainer.max_epochs": 3, "trainer.accumulate_grad_batches": 1}
+    options |= {"checkpoint.every_n_steps": step, "checkpoint.keep": 0}
+    config = configured(tmp_path, tiny_model, photos, "LoRA", None, "run", **options)
+    root = fit(config)
+    whole, seen = checkpoint(root, 15), rows(tmp_path / "run.jsonl")
+    assert len(seen) == 15
+    for later in sorted((root / "checkpoints").iterdir())[1:]:
+        later.unlink()
+    fit(config, "--ckpt_path", "last")
+    assert rows(tmp_path / "run.jsonl")[15:] == seen[step:]
+    assert_same_state(checkpoint(root, 15)["state_dict"], whole["state_dict"])

@@ -99,9 +99,12 @@ class Adapter(ABC):
         for title, names in (("missing", own.keys() - tensors.keys()), ("unexpected", tensors.keys() - own.keys())):
             if names:
                 faults.add(f"{len(names)} {title}: {shortened(sorted(names))}")
-        for name in sorted(own.keys() & tensors.keys()):
-            if own[name].shape != tensors[name].shape:
-                faults.add(f"{name}: shape {list(tensors[name].shape)} came, {list(own[name].shape)} is needed")
+        shapes = {name: (list(tensors[name].shape), list(own[name].shape)) for name in own.keys() & tensors.keys()}
+        wrong = [name for name, (came, needed) in sorted(shapes.items()) if came != needed]
+        for name in wrong[:8]:
+            faults.add("{}: shape {} came, {} is needed".format(name, *shapes[name]))
+        if len(wrong) > 8:
+            faults.add(f"... and {len(wrong) - 8} more of another shape")
         faults.raise_if_any()
         with torch.no_grad():
             for name, parameter in own.items():

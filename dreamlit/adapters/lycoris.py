@@ -112,6 +112,13 @@ class LyCORIS(Adapter):
         plan = self.plan(denoiser)
         if not plan:
             raise ConfigError(f"preset {self.preset!r} matches no layer. {_could_be(every)}")
+        if self.options.conv_rank != 0 and not any(layer.convolution for layer, _ in plan):
+            for name in ("conv_rank", "conv_alpha", "use_tucker"):
+                if getattr(self.options, name):
+                    raise ConfigError(
+                        f"{name}: the preset {self.preset!r} takes no convolution with a kernel above 1, so it would do "
+                        "nothing; leave it out, or use preset full"
+                    )
         faults = Faults(f"{self.algo} does not fit these layers", CombinationError)
         for layer, options in plan:
             for line in _misfits(layer, options):

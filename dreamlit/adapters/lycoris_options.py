@@ -188,10 +188,13 @@ class Selection:
             return True
         return fnmatch.fnmatchcase(name, pattern) if self.use_fnmatch else re.match(pattern, name) is not None
 
-    def excluded(self, name: str) -> bool:
+    def around(self, pattern: str, name: str) -> bool:
+        """Whether the pattern names a layer or a module around it."""
         parts = name.split(".")
-        around = [".".join(parts[: i + 1]) for i in range(len(parts))]
-        return any(self.named(pattern, each) for pattern in self.exclude_name for each in around)
+        return any(self.named(pattern, ".".join(parts[: i + 1])) for i in range(len(parts)))
+
+    def excluded(self, name: str) -> bool:
+        return any(self.around(pattern, name) for pattern in self.exclude_name)
 
     def overrides(self, layer: Layer) -> dict[str, Any] | None:
         """What differs from the adapter's own options on this layer, or None if the layer takes no part."""
@@ -215,4 +218,5 @@ class Selection:
         for pattern in (*self.target_name, *self.name_algo_map):
             if not any(self.named(pattern, layer.name) for layer in every):
                 idle.append(pattern)
-        return idle
+        unused = [p for p in self.exclude_name if not any(self.around(p, layer.name) for layer in every)]
+        return idle + unused

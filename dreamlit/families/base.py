@@ -109,7 +109,8 @@ class Family(ABC):
         Of a hub model only `model_index.json` is fetched. Errors: one `ModelError` with all faults.
         """
         faults = Faults(f"{type(self).__name__} cannot use this model", ModelError)
-        for fault in checks.path_faults(self) or [*checks.model_faults(self), *self.option_faults()]:
+        deeper = (checks.idle_faults, checks.model_faults, type(self).option_faults)
+        for fault in checks.path_faults(self) or [fault for look in deeper for fault in look(self)]:
             faults.add(fault)
         faults.raise_if_any()
 
@@ -238,7 +239,7 @@ class Family(ABC):
         names = [*self.components("text_encoders"), *(tokenizer for _, tokenizer in self.text_encoder_names)]
         parts = {name: self.part(name) for name in names}
         parts[self.denoiser_name] = self.denoiser if denoiser is None else denoiser
-        parts |= {"vae": vae.accepting_any_precision(self.part("vae")), "scheduler": self.scheduler()}
+        parts |= {"vae": vae.decoding_in_float32(self.part("vae")), "scheduler": self.scheduler()}
         pipeline = getattr(diffusers, self.pipeline_class)(**parts, **self.pipeline_options())
         pipeline.set_progress_bar_config(disable=True)
         return pipeline

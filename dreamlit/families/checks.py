@@ -23,6 +23,18 @@ def path_faults(family: Family) -> list[str]:
     return [fault for files in named if (fault := files.fault())]
 
 
+def idle_faults(family: Family) -> list[str]:
+    """Options that are set and do nothing for this kind of path."""
+    files, faults = family.files, []
+    kind = "a single file" if files.is_file else "a hub id" if files.is_hub else "a folder"
+    wanted = {"single_file_config": (files.config, files.is_file), "revision": (files.revision, files.is_hub)}
+    wanted["variant"] = (files.variant, not files.is_file or family.vae_files is not None)
+    for name, (value, used) in wanted.items():
+        if value and not used:
+            faults.append(f"{name} {value!r} does nothing for {kind} ({files.path}); leave it out")
+    return faults
+
+
 def model_faults(family: Family) -> list[str]:
     """All faults of the files that the paths lead to."""
     if family.files.is_file and (faults := list(single_file_faults(family))):

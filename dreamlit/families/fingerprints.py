@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -77,9 +78,15 @@ def file_digest(path: pathlib.Path) -> str:
     known = read_memo().get(str(path))
     if isinstance(known, list) and known[:-1] == state and isinstance(known[-1], str):
         return known[-1]
-    digest = hash_file(path)
+    digest = hashed(path, tuple(state))
     remember(str(path), [*state, digest])
     return digest
+
+
+@functools.lru_cache(maxsize=256)
+def hashed(path: pathlib.Path, state: tuple[int, ...]) -> str:
+    """A file's digest, made once in a process: each checkpoint asks for it, also where nothing can be remembered."""
+    return hash_file(path)
 
 
 def hash_file(path: pathlib.Path) -> str:

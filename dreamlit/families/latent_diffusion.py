@@ -55,15 +55,29 @@ class LatentDiffusion(Family):
         self._told: set[str] = set()
 
     def option_faults(self) -> list[str]:
-        faults = []
         try:
-            self.prediction()
+            faults = self.process_faults()
         except ModelError as error:
-            faults.append(str(error))
+            faults = [str(error)]
         for name in self.components("text_encoders") if self.clip_skip else ():
             layers = read_json(self.files.configuration(f"{name}/config.json")).get("num_hidden_layers", 0)
             if self.clip_skip and self.clip_skip + self.layers_left_out >= layers:
                 faults.append(f"clip_skip {self.clip_skip}: {name} has only {layers} layers")
+        return faults
+
+    def process_faults(self) -> list[str]:
+        """Faults of the model's noise process with this family's overrides. Errors: as `prediction`."""
+        faults = []
+        if self.prediction() == "epsilon" and self.zero_terminal_snr:
+            faults.append(
+                "zero_terminal_snr: true needs a model that predicts v: at a step of pure noise eps says nothing of the "
+                "picture, so that no sampler can start there. Leave it out, or set prediction_type"
+            )
+        if not {"beta_start", "trained_betas"} & self.schedule().keys():
+            faults.append(
+                f"the model's scheduler is {self.files.index['scheduler'][1]}, which has no beta schedule; "
+                f"{type(self).__name__} trains models of the DDPM kind, with beta_start and beta_end"
+            )
         return faults
 
     def text_options(self) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 from dreamlit.errors import ModelError
@@ -57,14 +58,16 @@ def statistics(config: Any, like: Tensor) -> tuple[Tensor, Tensor]:
     return torch.tensor(shift, device=like.device), torch.tensor(config.scaling_factor, device=like.device)
 
 
-def accepting_any_precision(vae: Any) -> Any:
-    """The autoencoder, taking latents of any precision: pipelines hand over the denoiser's, which may be lower."""
-    first = vae.post_quant_conv if vae.post_quant_conv is not None else vae.decoder
-    if not any(hook is to_float32 for hook in first._forward_pre_hooks.values()):
-        first.register_forward_pre_hook(to_float32)
+def decoding_in_float32(vae: Any) -> Any:
+    """The autoencoder, decoding latents of any precision in float32, also where autocast is on: SDXL's overflows."""
+    if "decode" not in vars(vae):
+        vae.decode = functools.partial(widened, vae.decode)
     return vae
 
 
-def to_float32(module: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """A forward pre-hook that widens the first input."""
-    return (inputs[0].float(), *inputs[1:])
+def widened(decode: Any, latents: Tensor, *args: Any, **options: Any) -> Any:
+    """`decode` on float32 latents without autocast."""
+    import torch
+
+    with torch.autocast(latents.device.type, enabled=False):
+        return decode(latents.float(), *args, **options)
