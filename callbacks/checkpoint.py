@@ -65,8 +65,6 @@ class RunCheckpoint(callbacks.Checkpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._last_saved_step = trainer.global_step
-        # Without max_steps Lightning has set up the loader before it read the checkpoint, and left its place unread.
-        trainer.fit_loop._load_combined_loader_states()
         every = trainer.val_check_batch
         if self.monitor and every and every != trainer.num_training_batches:  # given as a share of the epoch
             refuse_split_window(every, trainer.accumulate_grad_batches)
@@ -80,8 +78,16 @@ class RunCheckpoint(callbacks.Checkpoint):
         self._inside_window = not (whole or trainer.is_last_batch)
         self._hold_stop(trainer)
         step = trainer.global_step
-        if step != self._last_saved_step and step % self.every_n_steps == 0:
-            self._save_step(trainer, pl_module)
+        self._save_if(step % self.every_n_steps == 0 or step == trainer.max_steps or trainer.should_stop, trainer)
+
+    def _save_if(self, wanted: bool, trainer: Trainer) -> None:
+        """Saves a step that is not saved yet.
+
+        The last one is saved before Lightning closes the epoch that it stands in, or a resumed run would count that
+        epoch as a whole one.
+        """
+        if wanted and trainer.global_step != self._last_saved_step:
+            self._save_step(trainer, trainer.lightning_module)
 
     def _hold_stop(self, trainer: Trainer) -> None:
         """Lets an optimizer step in progress be completed before the run stops (by `max_time`, say).
@@ -94,6 +100,7 @@ class RunCheckpoint(callbacks.Checkpoint):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._hold_stop(trainer)
+            self._save_if(trainer.should_stop, trainer)
         if not self.monitor or trainer.sanity_checking or (not trainer.training and trainer.state.fn != "fit"):
             return
         if self.monitor not in trainer.callback_metrics:
@@ -108,8 +115,7 @@ class RunCheckpoint(callbacks.Checkpoint):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.fast_dev_run:
             return
-        if trainer.global_step != self._last_saved_step:
-            self._save_step(trainer, pl_module)
+        self._save_if(True, trainer)
         if trainer.is_global_zero:
             for path in pl_module.export(trainer.default_root_dir, stem=run_name(trainer)):  # pyright: ignore
                 print(f"adapter: {path}")

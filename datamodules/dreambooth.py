@@ -69,6 +69,8 @@ class DreamBoothData(LightningDataModule):
         self.allow_zero_length_dataloader_with_multiple_devices = True  # fewer prompts than ranks is fine
         self._manifest: Manifest | None = None
         self._attached: Any = None
+        self._consumed = 0
+        self._loader: PlanLoader | None = None
 
     # what is seen -------------------------------------------------------------------------------------------------
 
@@ -141,15 +143,24 @@ class DreamBoothData(LightningDataModule):
         manifest, plan = self.manifest(self.encoders.stride), self.plan(self.encoders.stride)
         dataset = PlanDataset(manifest.samples, manifest.specs, self._caches, self._module.noise_source(), self.seed)
         accumulate = 1 if getattr(self.trainer, "fast_dev_run", 0) else self.trainer.accumulate_grad_batches
-        return PlanLoader(
+        self._loader = PlanLoader(
             dataset,
             plan,
+            consumed=self._consumed,
             rank=self.trainer.global_rank,
             world_size=self.trainer.world_size,
             epoch_length=limited(plan, self.trainer.limit_train_batches, accumulate),
             num_workers=self.num_workers,
             pin_memory=self.trainer.strategy.root_device.type == "cuda",
         )
+        return self._loader
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the run stands in its plan. Lightning restores it before it makes the loader, whatever ends the run."""
+        return {"consumed": self._loader.consumed if self._loader else self._consumed}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        self._consumed = state_dict["consumed"]
 
     def _eval_loader(self) -> DataLoader | list:
         assert self.trainer is not None

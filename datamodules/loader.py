@@ -119,7 +119,7 @@ class PlanSampler:
 
 
 class PlanLoader(DataLoader):
-    """A DataLoader over the plan whose state is the number of batches handed out since the run began.
+    """A DataLoader over the plan; where it stands is `consumed`, the number of batches handed out since the run began.
 
     Args:
         dataset: Reads one draw.
@@ -127,6 +127,7 @@ class PlanLoader(DataLoader):
         rank: This process among `world_size`.
         world_size: Processes that share each global batch.
         epoch_length: Batches in an epoch.
+        consumed: Batches that the run has had already, when it is resumed.
         num_workers: Worker processes; any number gives the same batches.
     """
 
@@ -137,12 +138,13 @@ class PlanLoader(DataLoader):
         rank: int = 0,
         world_size: int = 1,
         epoch_length: int | None = None,
+        consumed: int = 0,
         num_workers: int = 0,
         **options: Any,
     ) -> None:
         self.plan_sampler = PlanSampler(plan, rank, world_size)
         self.epoch_length = epoch_length or plan.batches_per_epoch()
-        self.consumed = 0
+        self.consumed = consumed
         super().__init__(
             dataset,
             batch_sampler=self.plan_sampler,  # pyright: ignore[reportArgumentType]
@@ -162,12 +164,6 @@ class PlanLoader(DataLoader):
         for batch in super().__iter__():
             self.consumed += 1
             yield batch
-
-    def state_dict(self) -> dict[str, int]:
-        return {"consumed": self.consumed}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        self.consumed = state["consumed"]
 
 
 class EvalDataset(Dataset):

@@ -133,7 +133,7 @@ def test_a_small_turn_is_not_rounded_away_under_autocast(name):
 # initialisation -----------------------------------------------------------------------------------
 
 
-@EVERY
+@EACH_ALGORITHM
 def test_attaching_neither_reads_nor_moves_the_global_generator(name):
     torch.manual_seed(1)
     first, before = attached(name)[1].parameters(), torch.get_rng_state()

@@ -37,7 +37,6 @@ def test_a_share_of_an_epoch_as_interval_is_checked_in_batches():
     trainer = types.SimpleNamespace(
         global_step=0, val_check_interval=0.5, val_check_batch=4, num_training_batches=9, accumulate_grad_batches=3
     )
-    trainer.fit_loop = types.SimpleNamespace(_load_combined_loader_states=lambda: None)
     callback = RunCheckpoint(monitor="loss/val", preflight=False)
     with pytest.raises(CombinationError, match="Use a multiple"):
         callback.on_train_start(trainer, None)  # pyright: ignore[reportArgumentType]

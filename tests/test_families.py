@@ -362,7 +362,8 @@ def test_the_schedule_can_be_overridden(folder: pathlib.Path, kind: Any):
 
 @pytest.mark.parametrize("option", ["revision", "single_file_config"])
 def test_an_option_that_does_nothing_for_a_folder_is_refused(folders: dict[str, pathlib.Path], option: str):
-    assert f"{option} 'x' does nothing" in complaint(SDXL(str(folders["sdxl"]), **{option: "x"}))
+    options: Any = {option: "x"}
+    assert f"{option} 'x' does nothing" in complaint(SDXL(str(folders["sdxl"]), **options))
 
 
 def test_pure_noise_needs_a_model_that_predicts_v(folders: dict[str, pathlib.Path]):

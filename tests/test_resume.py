@@ -47,9 +47,8 @@ def configured(tmp_path, tiny, photos, adapter, regular, name, **changes):
 
 def assert_same_run(a: pathlib.Path, b: pathlib.Path, step: int) -> None:
     one, two = checkpoint(a, step), checkpoint(b, step)
-    for part in ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "epoch"):
+    for part in ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "epoch", "DreamBoothData"):
         assert_same_state(one[part], two[part], part)
-    assert one["loops"]["fit_loop"]["state_dict"] == two["loops"]["fit_loop"]["state_dict"]
 
 
 @pytest.mark.parametrize("with_regularisation", [False, True], ids=["alone", "regularised"])
@@ -207,8 +206,7 @@ def test_a_stop_waits_for_the_end_of_the_optimizer_step(tmp_path, tiny_model, ph
     assert [path.name for path in (root / "checkpoints").iterdir()] == ["step-000003.ckpt"]
     del part["trainer"]["callbacks"][1]
     fit(part, "--ckpt_path", "last")
-    for part in ("state_dict", "optimizer_states"):
-        assert_same_state(checkpoint(tmp_path / "whole", 5)[part], checkpoint(root, 5)[part], part)
+    assert_same_run(tmp_path / "whole", root, 5)
     assert rows(tmp_path / "part.jsonl") == rows(tmp_path / "whole.jsonl")
 
 

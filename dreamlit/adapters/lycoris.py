@@ -116,8 +116,8 @@ class LyCORIS(Adapter):
             for name in ("conv_rank", "conv_alpha", "use_tucker"):
                 if getattr(self.options, name):
                     raise ConfigError(
-                        f"{name}: the preset {self.preset!r} takes no convolution with a kernel above 1, so it would do "
-                        "nothing; leave it out, or use preset full"
+                        f"{name}: the preset {self.preset!r} takes no convolution with a kernel above 1, so it would "
+                        "do nothing; leave it out, or use preset full"
                     )
         faults = Faults(f"{self.algo} does not fit these layers", CombinationError)
         for layer, options in plan:
@@ -134,10 +134,11 @@ class LyCORIS(Adapter):
         from dreamlit.adapters import lycoris_modules
 
         self._begin(denoiser)
-        for layer, options in self.plan(denoiser):
-            with cpu_generator_seeded(seeds.address(seed, "adapter-init", layer.name)):
-                self._modules[layer.name] = lycoris_modules.build(options, layer, self.multiplier)
-            self._algos[layer.name] = options.algo
+        with lycoris_modules.quiet():
+            for layer, options in self.plan(denoiser):
+                with cpu_generator_seeded(seeds.address(seed, "adapter-init", layer.name)):
+                    self._modules[layer.name] = lycoris_modules.build(options, layer, self.multiplier)
+                self._algos[layer.name] = options.algo
         for module in self._modules.values():
             module.apply_to()
             module.requires_grad_(True)

@@ -95,27 +95,26 @@ CLASSES: dict[str, Any] = {
 
 def build(options: Options, layer: Layer, multiplier: float) -> Any:
     """A LyCORIS module for a layer: float32, on the layer's device, the layer's forward not replaced yet."""
-    with _quiet():
-        module = CLASSES[options.algo](
-            layer.name,
-            layer.module,
-            multiplier,
-            options.dim_of(layer),
-            options.alpha_on(layer),
-            options.dropout,
-            options.rank_dropout,
-            options.module_dropout,
-            options.use_tucker,
-            factor=options.factor,
-            decompose_both=options.decompose_both,
-            full_matrix=options.full_matrix,
-            bypass_mode=options.algo not in ("diag-oft", "boft"),
-        )
+    module = CLASSES[options.algo](
+        layer.name,
+        layer.module,
+        multiplier,
+        options.dim_of(layer),
+        options.alpha_on(layer),
+        options.dropout,
+        options.rank_dropout,
+        options.module_dropout,
+        options.use_tucker,
+        factor=options.factor,
+        decompose_both=options.decompose_both,
+        full_matrix=options.full_matrix,
+        bypass_mode=options.algo not in ("diag-oft", "boft"),
+    )
     return module.to(device=layer.module.weight.device, dtype=torch.float32)
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without the library's lines for every module (on stdout, and informational ones in its log)."""
     level = logger.level
     logger.setLevel("WARNING")

@@ -70,8 +70,8 @@ class LatentDiffusion(Family):
         faults = []
         if self.prediction() == "epsilon" and self.zero_terminal_snr:
             faults.append(
-                "zero_terminal_snr: true needs a model that predicts v: at a step of pure noise eps says nothing of the "
-                "picture, so that no sampler can start there. Leave it out, or set prediction_type"
+                "zero_terminal_snr: true needs a model that predicts v: at a step of pure noise eps says nothing of "
+                "the picture, so that no sampler can start there. Leave it out, or set prediction_type"
             )
         if not {"beta_start", "trained_betas"} & self.schedule().keys():
             faults.append(
