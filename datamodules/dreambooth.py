@@ -17,7 +17,7 @@ from dreamlit.datamodules.manifest import build_manifest
 from dreamlit.datamodules.plan import Plan, Stream, slice_size
 from dreamlit.datamodules.samples import Manifest, refuse_dataset_folders
 from dreamlit.errors import CombinationError, DataError
-from dreamlit.types import Encoders
+from dreamlit.types import Encoders, Role
 
 
 class DreamBoothData(LightningDataModule):
@@ -135,6 +135,7 @@ class DreamBoothData(LightningDataModule):
         manifest = self.manifest(encoders.stride)
         self._caches = self.caches(encoders, manifest)
         self._module.run_facts["manifest_digest"] = manifest.digest()
+        self._module.regularised = any(sample.role == Role.REGULARISATION for sample in manifest.samples)
         if stage in ("validate", "test") and not manifest.eval_samples:
             raise DataError("no dataset has dataset_type 'eval'; add one with images that are never trained on")
 
@@ -151,7 +152,6 @@ class DreamBoothData(LightningDataModule):
             world_size=self.trainer.world_size,
             epoch_length=limited(plan, self.trainer.limit_train_batches, accumulate),
             num_workers=self.num_workers,
-            pin_memory=self.trainer.strategy.root_device.type == "cuda",
         )
         return self._loader
 

@@ -140,7 +140,6 @@ class PlanLoader(DataLoader):
         epoch_length: int | None = None,
         consumed: int = 0,
         num_workers: int = 0,
-        **options: Any,
     ) -> None:
         self.plan_sampler = PlanSampler(plan, rank, world_size)
         self.epoch_length = epoch_length or plan.batches_per_epoch()
@@ -151,7 +150,6 @@ class PlanLoader(DataLoader):
             collate_fn=collate,
             num_workers=num_workers,
             persistent_workers=False,
-            **options,
         )
 
     def __len__(self) -> int:

@@ -56,6 +56,8 @@ class DreamBooth(LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        if lr_warmup_steps < 0:
+            raise CombinationError(f"model.lr_warmup_steps is {lr_warmup_steps}; it must be at least 0")
         if lr_scheduler == "constant" and lr_warmup_steps:
             raise CombinationError(
                 f"model.lr_warmup_steps is {lr_warmup_steps}, but lr_scheduler 'constant' has no warm-up; "
@@ -71,6 +73,8 @@ class DreamBooth(LightningModule):
         self.seed = seed
         self.run_facts: dict[str, Any] = {}
         """What a checkpoint says about its run: filled by whoever knows it (the command, the datamodule)."""
+        self.regularised = True
+        """Whether there are regularisation samples; the datamodule knows. `Full` keeps no copy of the base without."""
         self.denoiser: torch.nn.Module | None = None
 
     @functools.cached_property
@@ -84,7 +88,8 @@ class DreamBooth(LightningModule):
         """Loads the denoiser and attaches the adapter; doing it again changes nothing."""
         if self.denoiser is not None:
             return
-        teacher = self.objective.prior_target == "base_model" or self.objective.unmasked_target == "base_model"
+        prior = self.objective.prior_target == "base_model" and self.regularised
+        teacher = prior or self.objective.unmasked_target == "base_model"
         # Lightning calls this with the accelerator as torch's default device, where other generators draw.
         with torch.device("cpu"):
             self.family.load("denoiser")

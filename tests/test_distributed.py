@@ -183,6 +183,7 @@ def assert_same_metrics(alone: pathlib.Path, together: pathlib.Path) -> None:
     assert any("loss/val" in row for row in one) and any("loss/prior" in row for row in one)
 
 
+@pytest.mark.slow
 def test_two_processes_are_one_and_resume_on_one(tmp_path, tiny_model, photos, others, held_out):
     def config(name, **changes):
         given = configured(tmp_path, tiny_model, photos, others, "LoRA", name, **changes)
@@ -204,6 +205,7 @@ def test_two_processes_are_one_and_resume_on_one(tmp_path, tiny_model, photos, o
     assert difference(checkpoint(alone, 6)["state_dict"], checkpoint(together, 6)["state_dict"]) <= TOLERANCE
 
 
+@pytest.mark.slow
 def test_two_nodes_by_environment_are_one_process(tmp_path, tiny_model, photos, others):
     alone = fit(configured(tmp_path, tiny_model, photos, others, "LoKr", "alone"))
     # A cache that neither node has yet: both fill the same folder at the same time.
@@ -214,6 +216,7 @@ def test_two_nodes_by_environment_are_one_process(tmp_path, tiny_model, photos, 
     assert_same_end(alone, together, "LoKr")
 
 
+@pytest.mark.slow
 def test_full_weights_with_a_teacher_go_on_from_one_process_on_two(tmp_path, tiny_model, photos, others):
     alone = fit(configured(tmp_path, tiny_model, photos, others, "Full", "alone"))
     copy = tmp_path / "together" / "checkpoints"
@@ -226,6 +229,7 @@ def test_full_weights_with_a_teacher_go_on_from_one_process_on_two(tmp_path, tin
     assert_same_end(alone, together, "Full")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_rank_that_fails_ends_all(tmp_path, tiny_model, photos, others, rank):
     config = configured(tmp_path, tiny_model, photos, others, "LoRA", "run", **TWO_PROCESSES)
