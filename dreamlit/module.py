@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import functools
 import gc
-import inspect
 import json
-import math
 import pathlib
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
@@ -18,16 +16,14 @@ from torch import Tensor
 
 from dreamlit import resume
 from dreamlit.adapters import Adapter
-from dreamlit.errors import CombinationError
 from dreamlit.export import export, load_into_adapter
 from dreamlit.families import Family
 from dreamlit.images import generate, save_image
 from dreamlit.objective import Losses, Objective
+from dreamlit.optimisation import Schedule, apply_options, check_schedule, schedule
 from dreamlit.process import Process
 from dreamlit.seeds import address
 from dreamlit.types import Batch
-
-Schedule = Literal["constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"]
 
 
 class DreamBooth(LightningModule):
@@ -56,18 +52,12 @@ class DreamBooth(LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if lr_warmup_steps < 0:
-            raise CombinationError(f"model.lr_warmup_steps is {lr_warmup_steps}; it must be at least 0")
-        if lr_scheduler == "constant" and lr_warmup_steps:
-            raise CombinationError(
-                f"model.lr_warmup_steps is {lr_warmup_steps}, but lr_scheduler 'constant' has no warm-up; "
-                "use 'constant_with_warmup'"
-            )
+        check_schedule(lr_scheduler, lr_warmup_steps)
         self.family = family
         self.adapter = adapter
         self.objective = objective
         self.optimizer_factory = optimizer
-        self.lr_scheduler = lr_scheduler
+        self.lr_scheduler: Schedule = lr_scheduler
         self.lr_warmup_steps = lr_warmup_steps
         self.init_from = init_from
         self.seed = seed
@@ -169,7 +159,7 @@ class DreamBooth(LightningModule):
         self._step_sums = sums if batch_idx % self.trainer.accumulate_grad_batches == 0 else self._step_sums + sums
         instance, instances, prior, priors, total, batches = self._step_sums  # on the device: nothing waits for it
         self.log("loss", total / batches, prog_bar=True, rank_zero_only=True)
-        every = self.trainer.log_every_n_steps
+        every = self.trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]
         if not every or (self.global_step + 1) % every:
             return  # Lightning's log takes a millisecond, and nobody reads these before the logger does
         # Without a sample of a role its mean is 0 / 0, NaN; left out, loggers would repeat the last one.
@@ -258,22 +248,10 @@ class DreamBooth(LightningModule):
     # optimizer ----------------------------------------------------------------------------------------------------
 
     def configure_optimizers(self) -> Any:
-        from diffusers.optimization import get_scheduler
-
         optimizer = self.optimizer_factory(self.adapter.parameters().values())
         steps = self.trainer.estimated_stepping_batches
-        if math.isinf(steps) and not self.lr_scheduler.startswith("constant"):
-            raise CombinationError(
-                f"model.lr_scheduler {self.lr_scheduler!r} must know the number of steps, and trainer.max_time alone "
-                "does not say it. Set trainer.max_steps or max_epochs too, or lr_scheduler: constant"
-            )
-        schedule = get_scheduler(
-            self.lr_scheduler,
-            optimizer,
-            num_warmup_steps=self.lr_warmup_steps,
-            num_training_steps=None if math.isinf(steps) else int(steps),
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        scheduler = schedule(optimizer, self.lr_scheduler, self.lr_warmup_steps, steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     # state --------------------------------------------------------------------------------------------------------
 
@@ -297,20 +275,4 @@ class DreamBooth(LightningModule):
         resume.refuse_other_base(checkpoint, self.family.fingerprint("denoiser"), allowed)
         if self.trainer.training:
             resume.refuse_other_data(checkpoint, self.run_facts["manifest_digest"], allowed)
-            self._apply_optimizer_options(checkpoint)
-
-    def _apply_optimizer_options(self, checkpoint: dict[str, Any]) -> None:
-        """Puts the configured options into the saved optimizer, so that changed ones take effect on resume."""
-        fresh = self.optimizer_factory([torch.nn.Parameter(torch.zeros(1))])
-        options, rate = dict(fresh.param_groups[0]), fresh.param_groups[0]["lr"]
-        # Some optimizers keep their progress in the group too; an option is what the constructor takes.
-        named = inspect.signature(type(fresh)).parameters.keys() & options.keys() - {"params", "lr"}
-        for saved in checkpoint.get("optimizer_states", []):
-            for group in saved["param_groups"]:
-                group.update({name: options[name] for name in named})
-                if group.get("initial_lr", group["lr"]) == rate:
-                    continue
-                scale = rate / group["initial_lr"] if group.get("initial_lr") else 0.0
-                group["lr"], group["initial_lr"] = (group["lr"] * scale if scale else rate), rate
-        for saved in checkpoint.get("lr_schedulers", []):
-            saved["base_lrs"] = [rate] * len(saved["base_lrs"])
+            apply_options(self.optimizer_factory([torch.nn.Parameter(torch.zeros(1))]), checkpoint)
