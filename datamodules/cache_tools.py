@@ -19,7 +19,8 @@ from dreamlit.datamodules.shard_format import (
     scan,
     shard_paths,
 )
-from dreamlit.datamodules.shards import ShardFolder, leftovers, recover
+from dreamlit.datamodules.shard_parts import leftovers, recover
+from dreamlit.datamodules.shards import ShardFolder
 from dreamlit.errors import DataError
 
 

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from dreamlit.datamodules.shards import ShardFolder, ShardWriter, recover
+from dreamlit.datamodules.shard_parts import recover
+from dreamlit.datamodules.shards import ShardFolder, ShardWriter
 from dreamlit.errors import DataError, Faults, ModelError
 
 Encode = Callable[[list[Any]], list[bytes | None]]

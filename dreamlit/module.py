@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import gc
 import json
@@ -158,13 +159,25 @@ class DreamBooth(LightningModule):
         sums = self._over_ranks(torch.cat([losses.role_sums().flatten(), one, torch.ones_like(one)]))
         self._step_sums = sums if batch_idx % self.trainer.accumulate_grad_batches == 0 else self._step_sums + sums
         instance, instances, prior, priors, total, batches = self._step_sums  # on the device: nothing waits for it
-        self.log("loss", total / batches, prog_bar=True, rank_zero_only=True)
+        loss = total / batches
         every = self.trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]
         if not every or (self.global_step + 1) % every:
-            return  # Lightning's log takes a millisecond, and nobody reads these before the logger does
+            # Lightning's log takes a millisecond for each value; a callback that monitors the loss still finds one.
+            self.trainer.callback_metrics["loss"] = loss
+            return
+        self.log("loss", loss, prog_bar=True, rank_zero_only=True)
         # Without a sample of a role its mean is 0 / 0, NaN; left out, loggers would repeat the last one.
         self.log("loss/instance", instance / instances, rank_zero_only=True)
         self.log("loss/prior", prior / priors, rank_zero_only=True)
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Moves a batch's tensors; Lightning's way copies the whole dataclass first, piece by piece."""
+        if not isinstance(batch, Batch):
+            return super().transfer_batch_to_device(batch, device, dataloader_idx)
+        tensors = {name: value for name, value in vars(batch).items() if isinstance(value, Tensor)}
+        moved = {name: value.to(device, non_blocking=True) for name, value in tensors.items()}
+        conditioning = {name: value.to(device, non_blocking=True) for name, value in batch.conditioning.items()}
+        return dataclasses.replace(batch, conditioning=conditioning, **moved)
 
     def on_validation_model_zero_grad(self) -> None:
         """Frees the gradients before an evaluation: only the adapter has any, and walking the whole model is slow."""

@@ -112,7 +112,7 @@ def stores_in(folder: str) -> list[pathlib.Path]:
     """
     from dreamlit.datamodules.cache_tools import existing
     from dreamlit.datamodules.shard_format import shard_paths
-    from dreamlit.datamodules.shards import leftovers
+    from dreamlit.datamodules.shard_parts import leftovers
 
     root = existing(folder)
     candidates = [root, *sorted(path for path in root.iterdir() if path.is_dir())]

@@ -102,15 +102,20 @@ def write_config(path: pathlib.Path, config: dict[str, Any]) -> pathlib.Path:
     return path
 
 
-def run(command: str, config: dict[str, Any], *args: str) -> int:
-    """Runs the command in this process; returns its exit code."""
-    root = pathlib.Path(config["trainer"]["default_root_dir"])
-    path = write_config(root.parent / f"{root.name}.yaml", config)
+def command(*args: str) -> int:
+    """The command line in this process."""
     before = sys.argv[:]
     try:
-        return main([command, "--config", str(path), *args])
+        return main(list(args))
     finally:
         sys.argv[:] = before
+
+
+def run(name: str, config: dict[str, Any], *args: str) -> int:
+    """Runs a command on a configuration in this process; returns its exit code."""
+    root = pathlib.Path(config["trainer"]["default_root_dir"])
+    path = write_config(root.parent / f"{root.name}.yaml", config)
+    return command(name, "--config", str(path), *args)
 
 
 def fit(config: dict[str, Any], *args: str) -> pathlib.Path:

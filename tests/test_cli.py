@@ -16,9 +16,9 @@ import pytest
 import torch
 import yaml
 
-from dreamlit.cli import COMMANDS, TOOLS, main
+from dreamlit.cli import COMMANDS, TOOLS
 from dreamlit.datamodules.cache import ShardStore
-from runs import base_config, checkpoint, merged, run, write_config, write_photos
+from runs import base_config, checkpoint, command, merged, run, write_config, write_photos
 
 TESTS = pathlib.Path(__file__).resolve().parent
 RUNS = [name for name in COMMANDS if name not in TOOLS]
@@ -33,15 +33,6 @@ def quiet_handlers(monkeypatch) -> None:
 @pytest.fixture
 def photos(tmp_path) -> pathlib.Path:
     return write_photos(tmp_path / "photos", [(64, 64)] * 2)
-
-
-def command(*args: str) -> int:
-    """The command line in this process."""
-    before = sys.argv[:]
-    try:
-        return main(list(args))
-    finally:
-        sys.argv[:] = before
 
 
 def resolved(capsys, *args: str) -> dict:

@@ -12,9 +12,8 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
-from dreamlit.cli import main
 from recorder import rows
-from runs import base_config, checkpoint, merged, regularisation, run, write_config, write_photos
+from runs import base_config, checkpoint, command, merged, regularisation, run, write_config, write_photos
 
 HERE = pathlib.Path(__file__).resolve().parent
 
@@ -23,15 +22,6 @@ HERE = pathlib.Path(__file__).resolve().parent
 def quiet_handlers(monkeypatch) -> None:
     # Lightning's log handler keeps the stderr of the first test, which pytest has closed by now.
     monkeypatch.setattr("logging.raiseExceptions", False)
-
-
-def command(*args: str) -> int:
-    """The command line in this process."""
-    before = sys.argv[:]
-    try:
-        return main(list(args))
-    finally:
-        sys.argv[:] = before
 
 
 @pytest.fixture(scope="module")

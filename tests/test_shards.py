@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from dreamlit.datamodules import cache_tools, shards
 from dreamlit.datamodules.shard_format import digest, index_path, scan, shard_paths
-from dreamlit.datamodules.shards import ShardFolder, leftovers, recover
+from dreamlit.datamodules.shard_parts import Part, leftovers, recover
+from dreamlit.datamodules.shards import ShardFolder
 from dreamlit.errors import DataError
 
 FORK = multiprocessing.get_context("fork")
@@ -293,7 +294,7 @@ def test_kill_nine_at_any_moment_shows_no_half_entry_and_loses_at_most_the_one_i
 
 
 def test_a_part_cut_inside_its_last_entry_keeps_the_others(tmp_path):
-    part = shards.Part.create(tmp_path)
+    part = Part.create(tmp_path)
     for name in range(3):
         part.append(key_of(name), data_of(name))
     os.truncate(part.path, part.end - 700)
