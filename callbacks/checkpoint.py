@@ -68,7 +68,7 @@ class RunCheckpoint(callbacks.Checkpoint):
         every = trainer.val_check_batch
         if self.monitor and every and every != trainer.num_training_batches:  # given as a share of the epoch
             refuse_split_window(every, trainer.accumulate_grad_batches)
-        if self.preflight and not trainer.fast_dev_run:
+        if self.preflight and not trainer.fast_dev_run:  # pyright: ignore[reportAttributeAccessIssue]
             self._rehearse(trainer, pl_module)
 
     def on_train_batch_end(
@@ -113,7 +113,7 @@ class RunCheckpoint(callbacks.Checkpoint):
             self._save(trainer, pl_module, "best")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.fast_dev_run:
+        if trainer.fast_dev_run:  # pyright: ignore[reportAttributeAccessIssue]
             return
         self._save_if(True, trainer)
         if trainer.is_global_zero:
@@ -128,7 +128,7 @@ class RunCheckpoint(callbacks.Checkpoint):
             self._rotate(trainer)
 
     def _save(self, trainer: Trainer, pl_module: LightningModule, stem: str) -> None:
-        if trainer.fast_dev_run:
+        if trainer.fast_dev_run:  # pyright: ignore[reportAttributeAccessIssue]
             return  # a trial leaves nothing behind
         refuse_non_finite(trainer, pl_module)
         trainer.save_checkpoint(checkpoint_folder(trainer) / f"{stem}.ckpt")

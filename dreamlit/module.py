@@ -174,9 +174,10 @@ class DreamBooth(LightningModule):
         """Moves a batch's tensors; Lightning's way copies the whole dataclass first, piece by piece."""
         if not isinstance(batch, Batch):
             return super().transfer_batch_to_device(batch, device, dataloader_idx)
+        later = device.type == "cuda"  # from pinned memory; other devices would read what has not arrived yet
         tensors = {name: value for name, value in vars(batch).items() if isinstance(value, Tensor)}
-        moved = {name: value.to(device, non_blocking=True) for name, value in tensors.items()}
-        conditioning = {name: value.to(device, non_blocking=True) for name, value in batch.conditioning.items()}
+        moved = {name: value.to(device, non_blocking=later) for name, value in tensors.items()}
+        conditioning = {name: value.to(device, non_blocking=later) for name, value in batch.conditioning.items()}
         return dataclasses.replace(batch, conditioning=conditioning, **moved)
 
     def on_validation_model_zero_grad(self) -> None:

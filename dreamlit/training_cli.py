@@ -277,14 +277,16 @@ def parts_of(config: str) -> tuple[DreamBooth, DreamBoothData]:
 
 def made(args: list[str], run_command: bool = True) -> DreamlitCLI:
     quieten()
-    base_folder.set(os.getcwd())
-    # Lightning starts further processes with this process's command line, so it must say what is run.
-    sys.argv[1:] = expand_layers(with_flags(args))
-    make_importable([pathlib.Path.cwd(), *(path.parent for path in config_paths(sys.argv[1:]))])
+    token = base_folder.set(os.getcwd())
     try:
+        # Lightning starts further processes with this process's command line, so it must say what is run.
+        sys.argv[1:] = expand_layers(with_flags(args))
+        make_importable([pathlib.Path.cwd(), *(path.parent for path in config_paths(sys.argv[1:]))])
         return DreamlitCLI(run_command)
     except MisconfigurationException as error:
         raise ConfigError(str(error)) from error
+    finally:
+        base_folder.reset(token)
 
 
 def with_flags(args: list[str]) -> list[str]:

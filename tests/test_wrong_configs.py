@@ -102,7 +102,10 @@ WRONG = {
         ["mask_normalisation", "frame", "conditioning_data"],
     ),
     "warm-up of a constant schedule": ({"model.lr_warmup_steps": 5}, ["lr_warmup_steps", "constant_with_warmup"]),
-    "monitor without an evaluation set": ({"checkpoint.monitor": "loss/val"}, ["checkpoint.monitor", "eval"]),
+    "monitor without an evaluation set": (
+        {"checkpoint.monitor": "loss/val"},
+        ["RunCheckpoint", "'loss/val'", "dataset_type: eval"],
+    ),
     "missing model folder": ({"model.family.init_args.path": "/nowhere/m"}, ["/nowhere/m", "no such folder"]),
     "missing adapter to start from": ({"model.init_from": "no.safetensors"}, ["no.safetensors", "not a file"]),
     "adapter that matches no layer": (

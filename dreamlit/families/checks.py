@@ -115,7 +115,7 @@ def single_file_faults(family: Family) -> Iterator[str]:
 
 
 def concrete_families() -> list[type[Family]]:
-    """All families that exist, a user's own ones included."""
+    """All families that exist, the package's first and then a user's own ones."""
     from dreamlit.families.base import Family
 
     found, waiting = [], [Family]
@@ -123,4 +123,4 @@ def concrete_families() -> list[type[Family]]:
         kind = waiting.pop()
         waiting += kind.__subclasses__()
         found += [] if inspect.isabstract(kind) else [kind]
-    return sorted(found, key=lambda kind: kind.__name__)
+    return sorted(found, key=lambda kind: (not kind.__module__.startswith("dreamlit."), kind.__name__))
