@@ -13,6 +13,7 @@ HARMLESS = (
     r"The 'val_dataloader' does not have many workers",
     r"The '(test|predict)_dataloader' does not have many workers",
     r"You're resuming from a checkpoint that ended before the epoch ended",  # the datamodule knows its place
+    r"You have overridden `transfer_batch_to_device` in `LightningModule`",  # on purpose: it is the faster one
     r"Checkpoint directory .* exists and is not empty",
     r"The number of training batches .* is smaller than the logging interval",
     r"It is recommended to use `self.log\('loss/(val|test)'",  # it is summed over all ranks before it is logged
