@@ -4,7 +4,7 @@ import pathlib
 
 import pytest
 
-from dreamlit.layers import expand_layers
+from dreamlit.layers import expand_layers, optimizer_class
 
 
 @pytest.fixture
@@ -34,3 +34,12 @@ def test_a_base_of_two_configurations_does_not_undo_what_the_first_has_changed(f
 def test_a_configuration_that_is_asked_for_again_is_read_again(folder):
     assert names(folder, "b", "c", "b") == ["base", "b", "c", "b"]
     assert names(folder, "b", "base") == ["base", "b", "base"]
+
+
+def test_the_optimizer_class_asked_for_last_gives_the_defaults(tmp_path):
+    (tmp_path / "a.yaml").write_text("model: {optimizer: {class_path: torch.optim.SGD}}\n")
+    words = ["fit", "--config", str(tmp_path / "a.yaml")]
+    assert optimizer_class(["fit"]) == "torch.optim.AdamW"
+    assert optimizer_class(words) == "torch.optim.SGD"
+    assert optimizer_class([*words, "--model.optimizer", "Adam"]) == "Adam"
+    assert optimizer_class([*words, "--model.optimizer.class_path=RAdam"]) == "RAdam"
