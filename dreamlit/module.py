@@ -281,7 +281,6 @@ class DreamBooth(LightningModule):
         checkpoint["dreamlit"] = {
             **{name: value for name, value in self.run_facts.items() if name != "allow_changes"},
             "base_fingerprint": self.family.fingerprint("denoiser"),
-            "accumulate_grad_batches": self.trainer.accumulate_grad_batches,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

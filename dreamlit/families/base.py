@@ -28,7 +28,6 @@ class Family(ABC):
 
     stride: ClassVar[int] = 8
     latent_channels: ClassVar[int] = 4
-    default_targets: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
     export_prefix: ClassVar[str] = "lora_unet"
     pipeline_prefix: ClassVar[str] = "unet"
     pipeline_class: ClassVar[str] = ""
