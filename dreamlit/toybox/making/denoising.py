@@ -1,0 +1,97 @@
+"""The last stage: the denoiser, trained on latents and text states that are computed once."""
+
+from __future__ import annotations
+
+import pathlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from dreamlit.toybox.making import networks
+from dreamlit.toybox.making.data import Scenes
+from dreamlit.toybox.making.loop import Losses, Training
+from dreamlit.toybox.making.stages import Data, Size, token_ids
+
+DROP_TEXT = 0.1
+"""Share of samples trained without text, for classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598)."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """latents: scaled, float16 [N, 4, h, w]; captions: int64 [N, C], rows of the table of text states."""
+
+    latents: Tensor
+    captions: Tensor
+
+
+@torch.no_grad()
+def encode_latents(scenes: Scenes, vae: Any, device: str) -> Tensor:
+    """Scaled latents (the posterior's mode), float16."""
+    parts = []
+    for at in range(0, len(scenes), 256):
+        pixels = scenes.pixels(np.arange(at, min(at + 256, len(scenes)))).to(device)
+        with torch.autocast(device, torch.bfloat16, enabled=False):
+            parts.append((vae.encode(pixels).latent_dist.mode() * vae.config.scaling_factor).half().cpu())
+    return torch.cat(parts)
+
+
+@torch.no_grad()
+def latent_scale(scenes: Scenes, vae: Any, device: str) -> float:
+    """1 / standard deviation of the latents, as Stable Diffusion defines `scaling_factor`."""
+    pixels = scenes.pixels(np.arange(min(1024, len(scenes)))).to(device)
+    return float(1 / vae.encode(pixels).latent_dist.mode().std())
+
+
+@torch.no_grad()
+def encode_texts(texts: list[str], clip: Any, tokenizer: Any, device: str) -> Tensor:
+    """What the pipeline hands to the denoiser: the text encoder's last states, float16 [N, tokens, width]."""
+    parts = []
+    for at in range(0, len(texts), 512):
+        ids = torch.tensor(token_ids(tokenizer, texts[at : at + 512]), device=device)
+        parts.append(clip.text_model(input_ids=ids).last_hidden_state.half().cpu())
+    return torch.cat(parts)
+
+
+def encode(data: Data, vae: Any, clip: Any, tokenizer: Any, device: str) -> tuple[dict[Size, Encoded], Tensor]:
+    """All scenes and the table of text states; row 0 of the table is the empty text."""
+    texts = sorted({words for scenes in data.values() for row in scenes.captions for words in row})
+    row_of = {words: index for index, words in enumerate(["", *texts])}
+    encoded = {
+        size: Encoded(
+            encode_latents(scenes, vae, device),
+            torch.tensor([[row_of[words] for words in row] for row in scenes.captions]),
+        )
+        for size, scenes in data.items()
+    }
+    return encoded, encode_texts(list(row_of), clip, tokenizer, device)
+
+
+def denoiser(
+    encoded: dict[Size, Encoded], states: Tensor, work: pathlib.Path, *, steps: int, batch: int = 64, **options: Any
+) -> Training:
+    network, schedule = networks.denoiser(), networks.scheduler()
+    sizes = list(encoded)
+    share = np.array([len(encoded[size].latents) for size in sizes], float)
+    alphas = schedule.alphas_cumprod
+
+    def loss(rng: np.random.Generator) -> Losses:
+        device = next(network.parameters()).device
+        one = encoded[sizes[int(rng.choice(len(sizes), p=share / share.sum()))]]
+        rows = torch.from_numpy(rng.integers(len(one.latents), size=batch))
+        clean = one.latents[rows].to(device, torch.float32)
+        chosen = one.captions[rows, torch.from_numpy(rng.integers(one.captions.shape[1], size=batch))]
+        chosen = torch.where(torch.from_numpy(rng.random(batch) < DROP_TEXT), 0, chosen)
+        # Stratified: each batch covers the whole range of noise, which takes away most of the loss's scatter.
+        u = (np.arange(batch) + rng.random(batch)) / batch
+        t = torch.from_numpy((u * 1000).astype(np.int64)).to(device)
+        noise = torch.from_numpy(rng.standard_normal(clean.shape, np.float32)).to(device)
+        a = alphas.to(device)[t].view(-1, 1, 1, 1)
+        noisy, target = a.sqrt() * clean + (1 - a).sqrt() * noise, a.sqrt() * noise - (1 - a).sqrt() * clean
+        predicted = network(noisy, t, states[chosen].to(device, torch.float32)).sample.float()
+        return {"loss": functional.mse_loss(predicted, target)}
+
+    return Training("denoiser", network, loss, steps, 1e-3, work, warmup=300, weight_decay=1e-2, **options)

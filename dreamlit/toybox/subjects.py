@@ -1,0 +1,112 @@
+"""Subjects that the base model has never seen, and their photos: what a user of dreamlit brings, in small.
+
+    python -m dreamlit.toybox.subjects --output photos/toybox --subject bolt
+
+writes `bolt/*.png` (five photos), `bolt_masks/*.png` (of the same names) and `bolt.json` (what is on them).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+from dataclasses import asdict, dataclass, replace
+
+import numpy as np
+from PIL import Image
+
+from dreamlit.toybox.backgrounds import BACKGROUNDS
+from dreamlit.toybox.scenes import Individual, Scene, draw_pose, render
+
+PHOTOS = 5
+PHOTO_SIZES = ((128, 128), (160, 96), (128, 128), (96, 160), (128, 128))
+"""Widths and heights of the five photos, in pixels: twice the scenes of the training set, as photos are larger too."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    name: str
+    individual: Individual
+    backgrounds: tuple[str, ...]
+    """Where the five photos were taken. All other backgrounds are contexts in which it was never photographed."""
+
+    @property
+    def unseen(self) -> tuple[str, ...]:
+        return tuple(name for name in BACKGROUNDS if name not in self.backgrounds)
+
+
+def _subject(name: str, individual: Individual, *backgrounds: str) -> tuple[str, Subject]:
+    return name, Subject(name, individual, backgrounds)
+
+
+SUBJECTS: dict[str, Subject] = dict(
+    (
+        _subject(
+            "bolt",
+            Individual("robot", "purple", "striped", "yellow", "star", "red", genes=101),
+            *("grass", "wood", "sand", "bricks", "snow"),
+        ),
+        _subject(
+            "nemo",
+            Individual("fish", "pink", "checked", "green", "heart", "blue", genes=102),
+            *("water", "tiles", "blanket", "night", "sand"),
+        ),
+        _subject(
+            "mocha",
+            Individual("cup", "orange", "spotted", "purple", "ring", "white", genes=103),
+            *("wood", "blanket", "sunset", "grass", "tiles"),
+        ),
+        _subject(
+            "teddy",
+            Individual("toy", "green", "spotted", "orange", "cross", "white", genes=104),
+            *("blanket", "snow", "bricks", "water", "sunset"),
+        ),
+        _subject(
+            "turbo",
+            Individual("car", "white", "checked", "pink", "diamond", "green", genes=105),
+            *("sand", "tiles", "night", "grass", "bricks"),
+        ),
+    )
+)
+
+
+def photographs(subject: Subject, *, backgrounds: tuple[str, ...] | None = None, seed: int = 0) -> list[Scene]:
+    """The subject's five photos. backgrounds: other places, such as five times the same (a lazy photographer's)."""
+    scenes = []
+    for index, background in enumerate(backgrounds or subject.backgrounds):
+        rng = np.random.default_rng((subject.individual.genes, index, seed, 7))
+        pose = replace(draw_pose(rng), size=float(rng.uniform(0.34, 0.42)))
+        size = PHOTO_SIZES[index % len(PHOTO_SIZES)]
+        scenes.append(render(subject.individual, pose, background, int(rng.integers(2**31)), size))
+    return scenes
+
+
+def write_photos(
+    folder: pathlib.Path, subject: Subject, *, backgrounds: tuple[str, ...] | None = None, seed: int = 0
+) -> None:
+    """Writes photos, masks and the truth. Files that exist are replaced by the same bytes."""
+    photos, masks = folder / subject.name, folder / f"{subject.name}_masks"
+    photos.mkdir(parents=True, exist_ok=True)
+    masks.mkdir(exist_ok=True)
+    notes = []
+    for index, scene in enumerate(photographs(subject, backgrounds=backgrounds, seed=seed)):
+        name = f"{subject.name}-{index + 1}.png"
+        Image.fromarray(scene.picture).save(photos / name)
+        Image.fromarray(scene.mask).save(masks / name)
+        notes.append({"file": name, "background": scene.background, "pose": asdict(scene.pose)})
+    truth = {"subject": asdict(subject.individual), "photos": notes}
+    (folder / f"{subject.name}.json").write_text(json.dumps(truth, indent=1) + "\n", encoding="utf-8")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Writes the photos and masks of the toybox's subjects.")
+    parser.add_argument("--output", type=pathlib.Path, required=True, help="folder to write into")
+    parser.add_argument("--subject", choices=[*SUBJECTS, "all"], default="all", help="which one (default: %(default)s)")
+    options = parser.parse_args(arguments)
+    for name in SUBJECTS if options.subject == "all" else [options.subject]:
+        write_photos(options.output, SUBJECTS[name])
+        print(f"{options.output / name}: {PHOTOS} photos, masks in {name}_masks")
+
+
+if __name__ == "__main__":
+    main()
