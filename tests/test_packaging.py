@@ -19,7 +19,7 @@ MAPPED = ("callbacks", "datamodules", "configs")
 def test_the_packages_list_names_every_package_on_disk():
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
     on_disk = {
-        "dreamlit" if not path.parent.relative_to(ROOT / "dreamlit").parts else "dreamlit." + path.parent.name
+        ".".join(path.parent.relative_to(ROOT).parts)
         for path in (ROOT / "dreamlit").rglob("__init__.py")
         if not any(parent.is_symlink() for parent in path.parents)
     }
