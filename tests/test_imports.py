@@ -37,6 +37,10 @@ def imports_of(path: pathlib.Path) -> set[str]:
 
 
 GRAPH = {name: imports_of(path) for name, path in modules().items()}
+SHOWS = (
+    *("dreamlit.images", "dreamlit.plots", "dreamlit.metrics", "dreamlit.encoders", "dreamlit.observing"),
+    *("dreamlit.datamodules.images", "dreamlit.datamodules.fills"),
+)
 BASICS = ("dreamlit.types", "dreamlit.errors", "dreamlit.seeds")
 
 
@@ -59,7 +63,9 @@ def group(name: str) -> str:
         ("dreamlit.adapters", ()),
         ("dreamlit.process", ()),
         ("dreamlit.datamodules", ()),
-        ("dreamlit.callbacks", ()),
+        ("dreamlit.callbacks", SHOWS),
+        ("dreamlit.metrics", ("dreamlit.encoders",)),
+        ("dreamlit.encoders", ()),
         ("dreamlit.types", ()),
         ("dreamlit.errors", ()),
         ("dreamlit.seeds", ()),

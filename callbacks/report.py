@@ -1,0 +1,309 @@
+"""A report to look at when the run is over: images before and after, the losses, and scores."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import warnings
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from dreamlit.callbacks.checkpoint import run_name
+from dreamlit.errors import CombinationError, ConfigError, DataError, Faults, ModelError
+from dreamlit.observing import base_denoiser, untouched
+from dreamlit.seeds import address
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor
+
+    Scores = dict[str, dict[str, float]]
+    """Name -> {"base", "adapter" and, where they have one of their own, "photos": value}."""
+    Images = dict[str, list[list[Image]]]
+    """Images of "base" and "adapter": a list for each prompt, an image for each seed."""
+
+
+class RunReport(Callback):
+    """Makes images of the base model and of the trained one with the same seeds, and draws what the run did.
+
+    It works once, after the final export, and writes into `<default_root_dir>/report`: `before-after.png` (a row for
+    each prompt), each image alone in `base` and `adapter` with its recipe inside, `losses.png` and `scores.json`. It
+    only looks: the training is the same to the last bit without it. What fails there is a warning, and the run is done.
+    Under ddp the first rank makes the report and the others end.
+
+    Args:
+        prompts: What to make images of, with the subject's name in it as in the captions: "a photo of sks dog in snow".
+        class_prompts: The same without the subject, such as "a photo of a dog": shows whether the rest of the class
+            has begun to look like the subject.
+        negative_prompt: What to steer away from; needs a guidance_scale above 1.
+        images_per_prompt: Images of each prompt, 2 unless `seeds` says which.
+        seeds: Seed of each image of a prompt; left out, drawn from the run's own seed.
+        width: Pixels; the model's own size by default.
+        height: Pixels; the model's own size by default.
+        steps: Sampler steps.
+        guidance_scale: Classifier-free guidance; 1 turns it off.
+        batch_size: Images made at once. More is faster on a GPU and needs more memory.
+        photos: Folder with photos of the subject: shown in the grid, and what the scores compare with.
+        encoder: Folder or hub id of a CLIP or DINO model (transformers layout) that scores the images; needs `photos`.
+            CLIP also scores how well images follow their prompts.
+    """
+
+    def __init__(
+        self,
+        prompts: list[str],
+        class_prompts: list[str] | None = None,
+        negative_prompt: str = "",
+        images_per_prompt: int | None = None,
+        seeds: list[int] | None = None,
+        width: int | None = None,
+        height: int | None = None,
+        steps: int = 30,
+        guidance_scale: float = 7.5,
+        batch_size: int = 1,
+        photos: str | None = None,
+        encoder: str | None = None,
+    ) -> None:
+        self.prompts, self.class_prompts = prompts, class_prompts or []
+        self.images_per_prompt, self.seeds = images_per_prompt, seeds
+        self.batch_size = batch_size
+        self.photos = pathlib.Path(photos) if photos else None
+        self.encoder = encoder
+        self.negative_prompt = negative_prompt
+        self.size = {name: value for name, value in (("width", width), ("height", height)) if value is not None}
+        self.options: dict[str, Any] = {"num_inference_steps": steps, "guidance_scale": guidance_scale, **self.size}
+        self._losses: dict[int, list[Tensor]] = {}
+        faults = Faults("RunReport cannot make a report with these options", ConfigError)
+        for line in (*self._text_faults(), *self._number_faults(), *self._path_faults()):
+            faults.add(line)
+        faults.raise_if_any()
+
+    # checks -------------------------------------------------------------------------------------------------------
+
+    def _text_faults(self) -> Iterator[str]:
+        for name, texts in (("prompts", self.prompts), ("class_prompts", self.class_prompts)):
+            if not isinstance(texts, list) or not all(isinstance(text, str) and text.strip() for text in texts):
+                yield f"{name} is {texts!r}; it must be a list of prompts, none of them empty"
+        if self.prompts == []:
+            yield "prompts is empty; give at least one, such as 'a photo of sks dog on a beach'"
+        if self.negative_prompt and self.options["guidance_scale"] <= 1:
+            yield "negative_prompt would do nothing: it needs a guidance_scale above 1"
+
+    def _number_faults(self) -> Iterator[str]:
+        numbers = {"steps": self.options["num_inference_steps"], "batch_size": self.batch_size, **self.size}
+        if self.images_per_prompt is not None:
+            numbers["images_per_prompt"] = self.images_per_prompt
+        for name, value in numbers.items():
+            if value < 1:
+                yield f"{name} is {value}; it must be at least 1"
+        if not 0 <= self.options["guidance_scale"] < float("inf"):
+            yield f"guidance_scale is {self.options['guidance_scale']}; it must be finite and not negative"
+        if self.seeds is None:
+            return
+        if self.images_per_prompt is not None:
+            yield "seeds and images_per_prompt are both given; one image is made for each seed, so leave one out"
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            yield f"seeds is {self.seeds}; give at least one, each once: the same seed makes the same image"
+        if any(not 0 <= seed < 2**63 for seed in self.seeds):
+            yield f"seeds is {self.seeds}; each must be from 0 to 2^63 - 1"
+
+    def _path_faults(self) -> Iterator[str]:
+        from dreamlit.plots import photo_files
+
+        if self.photos and not self.photos.is_dir():
+            yield f"photos: there is no folder {self.photos}"
+        elif self.photos and not photo_files(self.photos):
+            yield f"photos: {self.photos} holds no image that can be read"
+        if self.encoder and not self.photos:
+            yield "encoder needs photos: without them there is nothing to compare the images with"
+        try:
+            if self.encoder:
+                image_encoder(self.encoder).check()
+        except ModelError as error:
+            yield f"encoder: {error}"
+
+    def model_faults(self, family: Any) -> list[str]:
+        """Options that do not fit the model, one line each; nothing is loaded."""
+        wrong = {name: value for name, value in self.size.items() if value % family.stride}
+        return [f"{name} is {value}; this model needs a multiple of {family.stride}" for name, value in wrong.items()]
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        from dreamlit.plots import photo_files, read_photo
+
+        if stage != "fit":
+            return
+        faults = Faults("RunReport cannot make a report", CombinationError)
+        for line in self.model_faults(pl_module.family):
+            faults.add(line)
+        for path in photo_files(self.photos):
+            try:
+                read_photo(path)
+            except DataError as error:
+                faults.add(f"photos: {error}")
+        try:
+            if self.encoder and trainer.is_global_zero:
+                image_encoder(self.encoder).load()  # a broken one would else be found out after hours of training
+        except ModelError as error:
+            faults.add(f"encoder: {error}")
+        faults.raise_if_any()
+        # After the checkpoint callback, which writes the final adapter in the same hook and stands last by itself.
+        others = [callback for callback in trainer.callbacks if callback is not self]  # pyright: ignore
+        trainer.callbacks = [*others, self]  # pyright: ignore[reportAttributeAccessIssue]
+
+    # the run ------------------------------------------------------------------------------------------------------
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if not trainer.is_global_zero:
+            return
+        within = (batch_idx + 1) % trainer.accumulate_grad_batches and not trainer.is_last_batch
+        step = trainer.global_step + bool(within)  # the step that the batch is a part of, from 1
+        self._losses.setdefault(step, []).append(outputs["loss"].detach())  # on the device: nothing waits for it
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero and not trainer.fast_dev_run:  # pyright: ignore[reportAttributeAccessIssue]
+            attempt("the report", self._report, trainer, pl_module)  # other ranks have nothing to wait for
+
+    def _report(self, trainer: Trainer, module: Any) -> None:
+        """Makes what can be made and says where it is."""
+        from dreamlit.plots import draw_losses
+
+        root = pathlib.Path(trainer.default_root_dir)
+        folder, adapter, step, seeds = root / "report", exported(trainer), trainer.global_step, self._seeds(module)
+        negative = {"negative_prompt": self.negative_prompt} if self.negative_prompt else {}
+        base = {"base_fingerprint": module.family.fingerprint("denoiser"), "step": step}
+        recipe = {**base, "adapter": adapter.name if adapter else "none", **negative, **self.options}
+        made: dict[str, Any] = {"adapter": adapter}
+        scores = None
+        if images := attempt("the images", self._sample, trainer, module):
+            made["before and after"] = attempt("the grid", self._save_images, folder, images, seeds, recipe)
+            scores = attempt("the scores", self._scores, images, module, seeds) if self.encoder else None
+        for logger in trainer.loggers:
+            logger.save()  # the last rows may still be in memory
+        # Lightning has divided the loss of each batch by the number of batches in the step.
+        seen = {at: float(sum(parts)) for at, parts in self._losses.items()}
+        losses = folder / "losses.png", root, seen, step, run_name(trainer)
+        made["losses"] = attempt("the loss plot", draw_losses, *losses)
+        prompts = {"prompts": self.prompts, "class_prompts": self.class_prompts, "seeds": seeds}
+        content = {**recipe, **prompts, "scores": scores}
+        made["scores" if scores else "settings"] = attempt("scores.json", save_json, folder / "scores.json", content)
+        print("report:", *(f"  {name}: {path}" for name, path in made.items() if path), *score_lines(scores), sep="\n")
+
+    def _seeds(self, module: Any) -> list[int]:
+        count = self.images_per_prompt or 2
+        return self.seeds or [address(module.seed, "report", number) % 2**31 for number in range(count)]
+
+    def _sample(self, trainer: Trainer, module: Any) -> Images:
+        """Images of the trained model and of the base, which afterwards are what they were."""
+        from dreamlit.datamodules.fills import progress_bar
+
+        seeds = self._seeds(module)
+        total = 2 * len(seeds) * len(self.prompts + self.class_prompts)
+        shown = trainer.progress_bar_callback is not None
+        with untouched(module), progress_bar("report images", total, shown) as advance:
+            with trainer.precision_plugin.predict_step_context():
+                adapted = self._draw(module.pipeline(), seeds, advance)
+            with base_denoiser(module) as base, trainer.precision_plugin.predict_step_context():
+                before = self._draw(module.family.pipeline(denoiser=base.eval()), seeds, advance)
+        return {"base": before, "adapter": adapted}
+
+    def _draw(self, pipeline: Any, seeds: list[int], advance: Callable[[int], None]) -> list[list[Image]]:
+        import torch
+
+        wanted = [(prompt, seed) for prompt in self.prompts + self.class_prompts for seed in seeds]
+        images: list[Image] = []
+        for start in range(0, len(wanted), self.batch_size):
+            prompts, own = zip(*wanted[start : start + self.batch_size], strict=True)
+            # Noise from the CPU and from each image's own seed: the same on every device and in every batch.
+            noise = [torch.Generator().manual_seed(seed) for seed in own]
+            # An empty negative prompt is left out: SDXL then takes zeros, as it was trained, not the embedding of "".
+            against = {"negative_prompt": [self.negative_prompt] * len(own)} if self.negative_prompt else {}
+            images += pipeline(list(prompts), generator=noise, **against, **self.options).images
+            advance(len(own))
+        return [images[start : start + len(seeds)] for start in range(0, len(images), len(seeds))]
+
+    # what is written ----------------------------------------------------------------------------------------------
+
+    def _save_images(
+        self, folder: pathlib.Path, images: Images, seeds: list[int], recipe: dict[str, Any]
+    ) -> pathlib.Path:
+        from dreamlit.images import save_image
+        from dreamlit.plots import Row, before_after, photo_files, read_photo
+
+        recipes = {"base": {**recipe, "adapter": "none"}, "adapter": recipe}
+        for model, rows in images.items():
+            for older in (folder / model).glob("[0-9]*-[0-9]*.png"):  # of a report with more prompts
+                older.unlink()
+            for index, (prompt, row) in enumerate(zip(self.prompts + self.class_prompts, rows, strict=True)):
+                for number, (seed, image) in enumerate(zip(seeds, row, strict=True)):
+                    text = json.dumps({"prompt": prompt, "seed": seed, **recipes[model]})
+                    save_image(image, folder / model / f"{index:03d}-{number:02d}.png", text)
+        captions = self.prompts + [f"class: {prompt}" for prompt in self.class_prompts]
+        rows = [Row(*parts) for parts in zip(captions, images["base"], images["adapter"], strict=True)]
+        photos = [read_photo(path) for path in photo_files(self.photos)]
+        grid = before_after(rows, photos, heads=("base model", f"trained, step {recipe['step']}"))
+        return save_image(grid, folder / "before-after.png")
+
+    def _scores(self, images: Images, module: Any, seeds: list[int]) -> Scores:
+        """Scores of both models, those that can be computed; and the photos' own similarity beside the fidelity."""
+        from dreamlit.metrics import score_subject
+        from dreamlit.plots import photo_files, read_photo
+
+        assert self.encoder is not None
+        encoder = image_encoder(self.encoder, device=module.device)
+        photos = [read_photo(path) for path in photo_files(self.photos)]
+        prompts = [prompt for prompt in self.prompts for _ in seeds]
+        scores: Scores = {}
+        for model, rows in images.items():
+            of_class = flat(rows[len(self.prompts) :]) or None
+            found = score_subject(encoder, photos, flat(rows[: len(self.prompts)]), prompts, of_class)
+            for name, value in dataclasses.asdict(found).items():
+                place = ("subject_fidelity", "photos") if name == "mutual_similarity" else (name, model)
+                if value is not None:
+                    scores.setdefault(place[0], {})[place[1]] = value
+        return scores
+
+
+def image_encoder(path: str, device: Any = "cpu") -> Any:
+    from dreamlit.encoders import ImageEncoder
+
+    return ImageEncoder(path, device=device)
+
+
+def flat(rows: list[list[Image]]) -> list[Image]:
+    return [image for row in rows for image in row]
+
+
+def attempt(what: str, make: Callable[..., Any], *args: Any) -> Any:
+    """What `make` returns; None and a warning where it fails, because the run itself is done and whole."""
+    try:
+        return make(*args)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        warnings.warn(f"RunReport: {what} could not be made ({reason}); the trained adapter is whole", stacklevel=2)
+        return None
+
+
+def save_json(path: pathlib.Path, content: dict[str, Any]) -> pathlib.Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return path
+
+
+def score_lines(scores: Scores | None) -> list[str]:
+    """One line for each score: before -> after, and what the photos themselves reach where that is known."""
+    lines = []
+    for name, of in (scores or {}).items():
+        ceiling = f" (photos among themselves {of['photos']:.3f})" if "photos" in of else ""
+        lines.append(f"  {name.replace('_', ' ')}: {of['base']:.3f} -> {of['adapter']:.3f}{ceiling}")
+    return lines
+
+
+def exported(trainer: Trainer) -> pathlib.Path | None:
+    """The final adapter's file (`Full`: its folder), the one for ComfyUI where there are several."""
+    root, name = pathlib.Path(trainer.default_root_dir), run_name(trainer)
+    paths = [root / f"{name}{suffix}" for suffix in (".safetensors", "-diffusers.safetensors", "")]
+    return next((path for path in paths if path.exists()), None)
