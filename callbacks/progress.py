@@ -54,7 +54,8 @@ class RunProgress(ProgressBar):
         if not (self._enabled and trainer.is_global_zero) or (now - self._last < wait and step < self._total):
             return
         self._last = now
-        loss = f"{float(outputs['loss']):.4f}"
+        # Lightning hands over the loss already divided by the batches that are summed into one step.
+        loss = f"{float(outputs['loss']) * trainer.accumulate_grad_batches:.4f}"
         if self._bar:
             self._bar.update(self._task, completed=step, loss=loss)
         else:

@@ -46,11 +46,14 @@ def test_a_share_of_an_epoch_as_interval_is_checked_in_batches():
 
 @pytest.mark.parametrize(("total", "expected"), [(4, "step 2 of 4, loss"), (float("inf"), "step 2, loss")])
 def test_progress_without_a_last_step_says_no_time_left(capsys, total, expected):
-    trainer = types.SimpleNamespace(max_steps=-1, estimated_stepping_batches=total, global_step=0, is_global_zero=True)
+    trainer = types.SimpleNamespace(
+        **{"max_steps": -1, "estimated_stepping_batches": total, "global_step": 0, "is_global_zero": True},
+        accumulate_grad_batches=3,
+    )
     progress = RunProgress(line_every_s=0)
     progress.on_train_start(trainer, None)  # pyright: ignore[reportArgumentType]
     trainer.global_step = 2
     progress.on_train_batch_end(trainer, None, {"loss": 0.5})  # pyright: ignore[reportArgumentType]
     line = capsys.readouterr().err
-    assert expected in line
+    assert f"{expected} 1.5000" in line
     assert ("left" in line) == (total == 4) and "inf" not in line
