@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import pathlib
 import time
 from collections.abc import Callable
@@ -69,9 +68,10 @@ class Training:
         return self.network.eval()
 
     def _step(self, step: int, optimizer: torch.optim.Optimizer) -> Losses:
-        factor = min(1.0, (step + 1) / self.warmup) * (0.5 + 0.5 * math.cos(math.pi * step / self.steps))
+        # Constant, and down to zero over the last third: a run may be lengthened before its end begins.
+        factor = min(1.0, (step + 1) / self.warmup, (self.steps - step) / (self.steps / 3))
         for group in optimizer.param_groups:
-            group["lr"] = self.lr * max(factor, 0.01)
+            group["lr"] = self.lr * factor
         torch.manual_seed((self.seed << 32) + step)
         with torch.autocast(self.device, torch.bfloat16, enabled=self.bfloat16):
             losses = self.loss(np.random.default_rng((self.seed, step)))

@@ -36,7 +36,7 @@ def _edges(a: Tensor, b: Tensor) -> Tensor:
     return wide + (a.diff(dim=-2) - b.diff(dim=-2)).abs().mean()
 
 
-def vae(data: Data, work: pathlib.Path, *, steps: int, batch: int = 12, **options: Any) -> Training:
+def vae(data: Data, work: pathlib.Path, *, steps: int, batch: int = 4, **options: Any) -> Training:
     network = networks.vae()
 
     def loss(rng: np.random.Generator) -> Losses:
@@ -46,9 +46,9 @@ def vae(data: Data, work: pathlib.Path, *, steps: int, batch: int = 12, **option
         decoded = network.decode(posterior.sample()).sample.float()
         l1, edges = (decoded - pixels).abs().mean(), _edges(decoded, pixels)
         divergence = posterior.kl().mean() / posterior.mean[0].numel()
-        return {"loss": l1 + 0.5 * edges + 1e-3 * divergence, "l1": l1, "edges": edges, "kl": divergence}
+        return {"loss": l1 + 0.5 * edges + 2e-4 * divergence, "l1": l1, "edges": edges, "kl": divergence}
 
-    return Training("vae", network, loss, steps, 1.5e-3, work, weight_decay=0.0, **options)
+    return Training("vae", network, loss, steps, 1e-3, work, weight_decay=0.0, **options)
 
 
 def tiny_autoencoder(
