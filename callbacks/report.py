@@ -259,7 +259,8 @@ class RunReport(Callback):
         scores: Scores = {}
         for model, rows in images.items():
             of_class = flat(rows[len(self.prompts) :]) or None
-            found = score_subject(encoder, photos, flat(rows[: len(self.prompts)]), prompts, of_class)
+            asked = [prompt for prompt in self.class_prompts for _ in seeds] if of_class else None
+            found = score_subject(encoder, photos, flat(rows[: len(self.prompts)]), prompts, of_class, asked)
             for name, value in dataclasses.asdict(found).items():
                 place = ("subject_fidelity", "photos") if name == "mutual_similarity" else (name, model)
                 if value is not None:

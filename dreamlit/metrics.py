@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 from torch import Tensor
@@ -106,6 +106,8 @@ class SubjectScores:
     """None without prompts, and when no prompt has two pictures."""
     preservation: float | None
     """None without pictures of the class."""
+    class_diversity: float | None
+    """`diversity` of the pictures of the class; None without their prompts, or when no prompt has two."""
 
 
 def score_subject(
@@ -114,6 +116,7 @@ def score_subject(
     generated: Sequence[Picture],
     prompts: Sequence[str] | None = None,
     class_images: Sequence[Picture] | None = None,
+    class_prompts: Sequence[str] | None = None,
 ) -> SubjectScores:
     """All scores that can be computed from what is given.
 
@@ -123,24 +126,34 @@ def score_subject(
         generated: Pictures of the subject.
         prompts: What each generated picture was asked to show; rarely used words of the subject, which CLIP does not
             know, are best left out.
-        class_images: Pictures generated for the class prompt.
+        class_images: Pictures generated for prompts of the class alone.
+        class_prompts: What each of those was asked to show.
 
     Raises:
         DataError: when a list is empty, a picture cannot be read, or prompts and pictures differ in number.
         ModelError: when the encoder cannot be used.
     """
-    if prompts is not None and (isinstance(prompts, str) or len(prompts) != len(generated)):
-        raise DataError(f"{len(generated)} generated pictures need one prompt each, not {len(prompts)}")
+    for images, texts in ((generated, prompts), (class_images or [], class_prompts)):
+        if texts is not None and (isinstance(texts, str) or len(texts) != len(images)):
+            raise DataError(f"{len(images)} generated pictures need one prompt each, not {len(texts)}")
     real, made = encoder.embed_images(photos), encoder.embed_images(generated)
-    varied = prompts is not None and len(set(prompts)) < len(prompts)
+    of_class = None if class_images is None else encoder.embed_images(class_images)
     texts = encoder.embed_texts(prompts) if prompts is not None and encoder.reads_text else None
     return SubjectScores(
         subject_fidelity=subject_fidelity(made, real),
         mutual_similarity=mutual_similarity(real) if len(real) > 1 else None,
         prompt_fidelity=None if texts is None else prompt_fidelity(made, texts),
-        diversity=diversity(made, prompts) if prompts is not None and varied else None,
-        preservation=None if class_images is None else preservation(encoder.embed_images(class_images), real),
+        diversity=diversity(made, prompts) if _repeats(prompts) else None,
+        preservation=None if of_class is None else preservation(of_class, real),
+        class_diversity=diversity(of_class, class_prompts)
+        if of_class is not None and _repeats(class_prompts)
+        else None,
     )
+
+
+def _repeats(prompts: Sequence[str] | None) -> TypeGuard[Sequence[str]]:
+    """Whether a prompt has two pictures."""
+    return prompts is not None and len(set(prompts)) < len(prompts)
 
 
 class SubjectMetric(Metric):

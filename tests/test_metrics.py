@@ -580,7 +580,8 @@ def test_check_loads_nothing(copy, monkeypatch):
 def test_all_scores_of_a_subject(clip):
     photos, made, others = pictures(3), pictures(5, 1), pictures(2, 2)
     real, found = clip.embed_images(photos), clip.embed_images(made)
-    scores = score_subject(clip, photos, made, PROMPTS, others)
+    scores = score_subject(clip, photos, made, PROMPTS, others, ["a dog", "a dog"])
+    assert scores.class_diversity == metrics.diversity(clip.embed_images(others), ["a dog", "a dog"])
     assert scores.subject_fidelity == metrics.subject_fidelity(found, real)
     assert scores.mutual_similarity == metrics.mutual_similarity(real)
     assert scores.prompt_fidelity == metrics.prompt_fidelity(found, clip.embed_texts(PROMPTS))
@@ -593,6 +594,8 @@ def test_what_is_not_given_is_not_scored(clip, dino_folder):
     assert alone.subject_fidelity == pytest.approx(1, abs=1e-6)
     assert (alone.mutual_similarity, alone.prompt_fidelity, alone.diversity, alone.preservation) == (None,) * 4
     assert score_subject(clip, pictures(1), pictures(2), ["a dog", "a cat"]).diversity is None
+    apart = score_subject(clip, pictures(1), pictures(2), None, pictures(2), ["a dog", "a cat"])
+    assert apart.class_diversity is None and score_subject(clip, pictures(1), pictures(1)).class_diversity is None
     dino = score_subject(ImageEncoder(dino_folder), pictures(2), pictures(5), PROMPTS)
     assert dino.prompt_fidelity is None and dino.diversity is not None
 
