@@ -1,5 +1,5 @@
-"""Makes the toybox model from nothing: draws the scenes, trains CLIP, the VAE, the tiny autoencoder, the judge and the
-denoiser, and writes them in half precision.
+"""Makes the toybox model from nothing: draws the scenes, trains CLIP, the VAE, the judge, the VAE's decoder
+once more, the tiny autoencoder and the denoiser, and writes them in half precision.
 
     python scripts/make_toybox.py --work /tmp/toybox --output dreamlit/toybox/weights --threads 2
 
@@ -23,8 +23,8 @@ from dreamlit.toybox.making.data import load_or_draw
 from dreamlit.toybox.making.loop import Training
 from dreamlit.toybox.making.tokenizer import write_tokenizer
 
-STAGES = ("clip", "vae", "judge", "taesd", "denoiser")
-STEPS = {"clip": 1500, "vae": 3000, "judge": 1500, "taesd": 1200, "denoiser": 7000}
+STAGES = ("clip", "vae", "judge", "decoder", "taesd", "denoiser")
+STEPS = {"clip": 600, "vae": 8500, "judge": 1500, "decoder": 9000, "taesd": 3000, "denoiser": 9000}
 SCENES, FIRST_SEED = 36000, 1000
 
 
@@ -44,7 +44,8 @@ class Maker:
         self.trained: dict[str, Any] = {}
 
     def training(self, stage: str) -> Training:
-        steps = {"steps": self.options.steps or STEPS[stage], **self.common}
+        named = stage in (self.options.stage or STAGES)
+        steps = {"steps": (named and self.options.steps) or STEPS[stage], **self.common}
         torch.manual_seed(self.options.seed)  # of the initial weights
         if stage == "clip":
             return stages.clip(self.data, self.tokenizer, self.work, bfloat16=True, **steps)
@@ -53,10 +54,20 @@ class Maker:
         if stage == "judge":
             return stages.judge(self.data, self.work, bfloat16=True, **steps)
         vae = self.get("vae")
+        if stage == "decoder":
+            return stages.decoder(self.data, vae, self.work, bfloat16=True, **steps)
         if stage == "taesd":
-            return stages.tiny_autoencoder(self.data, vae, self.work, bfloat16=True, **steps)
-        encoded, states = denoising.encode(self.data, vae, self.get("clip"), self.tokenizer, self.options.device)
-        return denoising.denoiser(encoded, states, self.work, **steps)
+            return stages.tiny_autoencoder(self.data, self.get("decoder"), self.work, bfloat16=True, **steps)
+        return denoising.denoiser(*self.encoded(vae, self.get("clip")), self.work, **steps)
+
+    def encoded(self, vae: Any, clip: Any) -> tuple[dict[stages.Size, denoising.Encoded], torch.Tensor]:
+        """Latents and text states, kept under the latents' scale, which no two trainings share."""
+        kept = self.work / f"encoded-{vae.config.scaling_factor:.6f}.pt"
+        if not kept.exists():
+            found, states = denoising.encode(self.data, vae, clip, self.tokenizer, self.options.device)
+            torch.save([{size: (one.latents, one.captions) for size, one in found.items()}, states], kept)
+        pairs, states = torch.load(kept, weights_only=True)
+        return {size: denoising.Encoded(*pair) for size, pair in pairs.items()}, states
 
     def get(self, stage: str) -> Any:
         """The trained network of a stage; trains it first if need be."""
@@ -64,7 +75,6 @@ class Maker:
             training = self.training(stage)
             network: Any = training.run().requires_grad_(False)
             if stage == "vae":
-                network.config.scaling_factor = None
                 scale = denoising.latent_scale(self.data[stages.SQUARE], network, self.options.device)
                 network.register_to_config(scaling_factor=scale)
             self.trained[stage] = network
@@ -80,7 +90,7 @@ class Maker:
         pipeline = (
             networks.library("diffusers")
             .StableDiffusionPipeline(
-                vae=self.get("vae").to("cpu"),
+                vae=self.get("decoder").to("cpu"),
                 text_encoder=text,
                 tokenizer=self.tokenizer,
                 unet=self.get("denoiser").to("cpu"),

@@ -34,8 +34,7 @@ def encode_latents(scenes: Scenes, vae: Any, device: str) -> Tensor:
     parts = []
     for at in range(0, len(scenes), 256):
         pixels = scenes.pixels(np.arange(at, min(at + 256, len(scenes)))).to(device)
-        with torch.autocast(device, torch.bfloat16, enabled=False):
-            parts.append((vae.encode(pixels).latent_dist.mode() * vae.config.scaling_factor).half().cpu())
+        parts.append((vae.encode(pixels).latent_dist.mode() * vae.config.scaling_factor).half().cpu())
     return torch.cat(parts)
 
 

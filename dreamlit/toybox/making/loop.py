@@ -41,9 +41,8 @@ class Training:
         """Trains to the end, from where an earlier run of the same folder stopped; returns the averaged network."""
         # Channels last and bfloat16 together: 2.6 times as fast as neither on a CPU that has AMX.
         self.network.to(device=self.device).to(memory_format=torch.channels_last).train()  # pyright: ignore[reportCallIssue]
-        optimizer = torch.optim.AdamW(
-            self.network.parameters(), self.lr, weight_decay=self.weight_decay, betas=self.betas
-        )
+        trained = [p for p in self.network.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(trained, self.lr, weight_decay=self.weight_decay, betas=self.betas)
         self._shadow = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
         begin, kept = 0, self.work / f"{self.name}.pt"
         if kept.exists():

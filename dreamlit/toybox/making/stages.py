@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pathlib
 from typing import Any
 
@@ -51,8 +52,29 @@ def vae(data: Data, work: pathlib.Path, *, steps: int, batch: int = 4, **options
     return Training("vae", network, loss, steps, 1e-3, work, weight_decay=0.0, **options)
 
 
+def decoder(data: Data, vae: Any, work: pathlib.Path, *, steps: int, batch: int = 6, **options: Any) -> Training:
+    """The VAE's decoder alone, further: the latents stay as they are, while the denoiser already learns them."""
+    network = copy.deepcopy(vae)
+    network.requires_grad_(False)
+    network.decoder.requires_grad_(True)
+    network.post_quant_conv.requires_grad_(True)
+
+    def loss(rng: np.random.Generator) -> Losses:
+        scenes = data[_size(data, rng)]
+        pixels = scenes.pixels(_rows(scenes, batch, rng)).to(next(network.parameters()).device)
+        with torch.no_grad():
+            latents = network.encode(pixels).latent_dist.mode()
+            # A denoiser's latents are never exact: the decoder must not depend on their last digits.
+            latents = latents + torch.randn_like(latents) * 0.03 * latents.std()
+        decoded = network.decode(latents).sample.float()
+        l1, edges = (decoded - pixels).abs().mean(), _edges(decoded, pixels)
+        return {"loss": l1 + 0.5 * edges, "l1": l1, "edges": edges}
+
+    return Training("decoder", network, loss, steps, 1e-3, work, weight_decay=0.0, **options)
+
+
 def tiny_autoencoder(
-    data: Data, teacher: Any, work: pathlib.Path, *, steps: int, batch: int = 12, **options: Any
+    data: Data, teacher: Any, work: pathlib.Path, *, steps: int, batch: int = 4, **options: Any
 ) -> Training:
     """Learns the VAE's scaled latents in both directions (the way of TAESD: a fast stand-in for previews)."""
     network = networks.tiny_autoencoder()
@@ -68,7 +90,7 @@ def tiny_autoencoder(
         matched = functional.mse_loss(encoded, latents)
         return {"loss": l1 + 0.5 * _edges(decoded, pixels) + 0.2 * matched, "l1": l1, "latents": matched}
 
-    return Training("taesd", network, loss, steps, 1.5e-3, work, weight_decay=0.0, **options)
+    return Training("taesd", network, loss, steps, 1e-3, work, weight_decay=0.0, **options)
 
 
 def clip(data: Data, tokenizer: Any, work: pathlib.Path, *, steps: int, batch: int = 96, **options: Any) -> Training:

@@ -1,0 +1,119 @@
+"""What the evidence bench compares: each arm is the quickstart with a few settings changed, and nothing else."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import pathlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from dreamlit.toybox.subjects import SUBJECTS
+
+TOKEN = "sks"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One setting. `changes` are laid over the run's configuration; a value of None removes the key."""
+
+    name: str
+    what: str
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    prior: bool = True
+    masks: bool = True
+    busy: bool = False
+    """The five photos all have the same brick wall behind the subject, as a hasty photographer's have."""
+    trained: bool = True
+
+
+def _adapter(name: str, lr: float, **options: Any) -> dict[str, Any]:
+    return {
+        "model.adapter": {"class_path": name, "init_args": options},
+        "model.optimizer.init_args.lr": lr,
+    }
+
+
+def _lokr(lr: float) -> dict[str, Any]:
+    return {"model.optimizer.init_args.lr": lr}
+
+
+LR = 2e-3
+"""The quickstart's learning rate."""
+ARMS: dict[str, Arm] = {
+    arm.name: arm
+    for arm in (
+        Arm("base", "no adapter", trained=False),
+        Arm("lokr", "LoKr, teacher prior, masks: the quickstart"),
+        Arm(
+            "lora", "LoRA of rank 16 on the same layers", _adapter("LyCORIS", 1e-3, algo="lora", rank=16, preset="full")
+        ),
+        Arm("loha", "LoHa of rank 8 on the same layers", _adapter("LyCORIS", 1e-3, algo="loha", rank=8, preset="full")),
+        Arm("full", "all weights of the denoiser", _adapter("Full", 2e-4)),
+        Arm("lokr-no-prior", "LoKr without class images", prior=False),
+        Arm(
+            "lokr-data-prior",
+            "LoKr, class images as targets, as in the paper",
+            {"model.objective.prior_target": "data"},
+        ),
+        Arm("lokr-no-masks", "LoKr without masks", masks=False),
+        Arm("lokr-busy", "LoKr with masks, the same wall behind every photo", busy=True),
+        Arm("lokr-busy-no-masks", "LoKr without masks, the same wall behind every photo", masks=False, busy=True),
+        Arm("lokr-lr-low", "LoKr at a third of the learning rate", _lokr(LR / 3)),
+        Arm("lokr-lr-high", "LoKr at three times the learning rate", _lokr(LR * 3)),
+    )
+}
+
+
+def put(config: dict[str, Any], key: str, value: Any) -> None:
+    """Sets a dotted key; None removes it."""
+    *path, last = key.split(".")
+    for part in path:
+        config = config.setdefault(part, {})
+    if value is None:
+        config.pop(last, None)
+    else:
+        config[last] = value
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training run of the bench: an arm, a subject, a seed and a number of optimizer steps."""
+
+    arm: Arm
+    subject: str
+    seed: int
+    steps: int
+
+    def config(self, base: Mapping[str, Any], work: pathlib.Path) -> dict[str, Any]:
+        """The configuration that `dreamlit fit` gets. base: the quickstart's; work: the bench's folder."""
+        config: dict[str, Any] = copy.deepcopy(dict(base))
+        kind = SUBJECTS[self.subject].individual.kind
+        photos = work / ("busy" if self.arm.busy else "photos")
+        subject, masks, of_class = config["data"]["datasets"]
+        subject |= {"instance_data_dir": str(photos / self.subject), "instance_prompt": f"a photo of {TOKEN} {kind}"}
+        masks["instance_data_dir"] = str(photos / f"{self.subject}_masks")
+        of_class["instance_data_dir"] = str(work / "class" / kind)
+        datasets = [subject]
+        if self.arm.masks:
+            datasets.append(masks)
+        else:
+            del subject["conditioning_data"]
+        if self.arm.prior:
+            datasets.append(of_class)
+        config["data"] |= {"datasets": datasets, "cache_dir": str(work / "cache")}
+        config["seed_everything"] = self.seed
+        config["trainer"] |= {"max_steps": self.steps, "enable_progress_bar": False}
+        config["trainer"].pop("callbacks", None)
+        config["checkpoint"]["every_n_steps"] = self.steps
+        for key, value in self.arm.changes.items():
+            put(config, key, copy.deepcopy(value))
+        return config
+
+    def name(self, base: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
+        """Readable, and a hash of everything that decides the result: another setting is another trial."""
+        text = json.dumps([self.config(base, pathlib.Path("work")), facts], sort_keys=True, default=str)
+        digest = hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
+        return f"{self.arm.name}-{self.subject}-{self.seed}-{self.steps}-{digest}"

@@ -1,0 +1,150 @@
+"""The evidence bench: trains every arm on the toybox, with several subjects and seeds, and writes down what came out.
+
+    python -m dreamlit.toybox.evidence --work evidence --output docs/evidence --jobs 2
+
+A trial takes about three minutes of one core, and there are (arms) x (subjects) x (seeds) of them; what is done is kept
+by the hash of its configuration and not done again. `--equal-time` gives every arm the time that the quickstart's
+arm takes instead of its number of steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import importlib.resources
+import json
+import os
+import pathlib
+import subprocess
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+from tqdm import tqdm
+
+from dreamlit.errors import DataError
+from dreamlit.toybox import MODEL, weights_hash
+from dreamlit.toybox.arms import ARMS, Trial
+from dreamlit.toybox.command import write_class_images
+from dreamlit.toybox.evidence_report import write_report
+from dreamlit.toybox.subjects import SUBJECTS, write_photos
+
+REFERENCE = "lokr"
+CLASS_IMAGES = 24
+MINUTES_A_TRIAL = 3.0
+
+
+def quickstart() -> dict[str, Any]:
+    text = importlib.resources.files("dreamlit.configs").joinpath("quickstart.yaml").read_text(encoding="utf-8")
+    config = yaml.safe_load(text)
+    config["model"]["family"]["init_args"]["path"] = str(MODEL)
+    return config
+
+
+def facts() -> dict[str, Any]:
+    """What decides a result beside the configuration: the weights, and the versions of what computes."""
+    import importlib.metadata
+
+    versions = {name: importlib.metadata.version(name) for name in ("torch", "diffusers", "lycoris-lora", "peft")}
+    return {"weights": weights_hash(), **versions}
+
+
+def prepare(work: pathlib.Path, subjects: list[str]) -> None:
+    """Photos (on five places, and all on the same), masks and class images."""
+    for name in subjects:
+        subject = SUBJECTS[name]
+        write_photos(work / "photos", subject)
+        write_photos(work / "busy", subject, backgrounds=("bricks",) * 5)
+        write_class_images(work / "class" / subject.individual.kind, subject, CLASS_IMAGES, 0, False)
+
+
+def run_trial(trial: Trial, name: str, work: pathlib.Path, base: Mapping[str, Any]) -> dict[str, Any]:
+    """The trial's result, from its folder if it was run before.
+
+    Raises:
+        DataError: with the end of its log, when the trial fails.
+    """
+    folder = work / "trials" / name
+    kept = folder / "result.json"
+    if not kept.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        config = trial.config(base, work)
+        config["trainer"]["default_root_dir"] = str(folder / "run")
+        (folder / "run.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+        note = {"arm": trial.arm.name, "subject": trial.subject, "seed": trial.seed, "steps": trial.steps}
+        (folder / "trial.json").write_text(json.dumps({**note, "trained": trial.arm.trained}), encoding="utf-8")
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        with (folder / "log.txt").open("w", encoding="utf-8") as log:
+            command = [sys.executable, "-m", "dreamlit.toybox.trial", str(folder)]
+            done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment, check=False)
+        if done.returncode or not kept.exists():
+            tail = (folder / "log.txt").read_text(encoding="utf-8", errors="replace")[-2000:]
+            raise DataError(f"{name} failed with code {done.returncode}:\n{tail}")
+    return {**json.loads(kept.read_text(encoding="utf-8")), "folder": name}
+
+
+def run_all(trials: list[Trial], work: pathlib.Path, jobs: int) -> list[dict[str, Any]]:
+    base, known = quickstart(), facts()
+    results = []
+    with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+        waiting = [pool.submit(run_trial, trial, trial.name(base, known), work, base) for trial in trials]
+        for one in tqdm(concurrent.futures.as_completed(waiting), "trials", total=len(waiting)):
+            results.append(one.result())
+    order = {(t.arm.name, t.subject, t.seed): i for i, t in enumerate(trials)}
+    return sorted(results, key=lambda r: order[(r["arm"], r["subject"], r["seed"])])
+
+
+def equal_time(trials: list[Trial], results: list[dict[str, Any]], most: int) -> list[Trial]:
+    """The same trials with as many steps as fit into the reference arm's time, by the times just measured."""
+    took: dict[str, list[float]] = {}
+    for result in results:
+        took.setdefault(result["arm"], []).append(result["seconds"] / result["steps"])
+    means = {name: sum(times) / len(times) for name, times in took.items()}
+    chosen = []
+    for trial in trials:
+        ratio = means[REFERENCE] / means[trial.arm.name] if trial.arm.trained else 1.0
+        steps = min(most, max(10, round(trial.steps * ratio / 10) * 10))
+        chosen.append(Trial(trial.arm, trial.subject, trial.seed, steps))
+    return chosen
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=pathlib.Path, default=pathlib.Path("evidence"), help="folder of the trials")
+    parser.add_argument("--output", type=pathlib.Path, help="folder for the table, plots and sheets")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM", help="default: all")
+    parser.add_argument("--subjects", nargs="+", choices=SUBJECTS, default=list(SUBJECTS)[:3], metavar="NAME")
+    parser.add_argument("--seeds", type=int, default=3, help="seeds 0 to N-1 (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=quickstart()["trainer"]["max_steps"])
+    parser.add_argument("--jobs", type=int, default=2, help="trials at a time, one core each (default: %(default)s)")
+    parser.add_argument("--equal-time", action="store_true", help="also run every arm for the reference arm's time")
+    parser.add_argument("--list", action="store_true", help="say what would be run, and stop")
+    options = parser.parse_args(arguments)
+    names = [name for name in ARMS if name in options.arms]
+    trials = [
+        Trial(ARMS[name], subject, seed, options.steps)
+        for name in names
+        for subject in options.subjects
+        for seed in range(options.seeds)
+    ]
+    minutes = len(trials) * MINUTES_A_TRIAL / options.jobs
+    print(f"{len(trials)} trials of {len(names)} arms: at most about {minutes:.0f} minutes")
+    if options.list:
+        for name in names:
+            print(f"  {name:20} {ARMS[name].what}")
+        return
+    work = options.work.resolve()
+    prepare(work, options.subjects)
+    results = run_all(trials, work, options.jobs)
+    timed: list[dict[str, Any]] = []
+    if options.equal_time:
+        if REFERENCE not in names:
+            parser.error(f"--equal-time needs the arm {REFERENCE}")
+        timed = run_all(equal_time(trials, results, 4 * options.steps), work, options.jobs)
+    command = "python -m dreamlit.toybox.evidence " + " ".join(sys.argv[1:] if arguments is None else arguments)
+    write_report(results, timed, options.output or work / "report", work, command)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,205 @@
+"""From the results of trials to a table, a plot and sheets of pictures."""
+
+from __future__ import annotations
+
+import json
+import math
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+from dreamlit.toybox.arms import ARMS
+
+SCORES = {
+    "subject_fidelity": "subject fidelity",
+    "identity": "identity",
+    "background": "background right",
+    "prompt_fidelity": "CLIP-T",
+    "pres": "PRES",
+    "div": "DIV",
+    "class_kept": "class kept",
+    "world_kept": "other classes kept",
+}
+EXPLAINED = """\
+- **subject fidelity**: mean cosine between pictures of the subject in places where it was never photographed and its
+  photos, by the toybox's CLIP. The photos' own mutual similarity is the ceiling to compare with.
+- **identity**: share of the subject's class, colour, pattern and badge that the judge finds in those pictures.
+- **background right**: share of those pictures with the background that was asked for, by the judge.
+- **CLIP-T**: cosine of those pictures with their prompts (without the subject's rare word).
+- **PRES**: cosine between pictures of the plain class and the subject's photos: lower is better; what counts is the
+  rise over the base model. **DIV**: mean of 1 - cosine over pairs of pictures of one class prompt: higher is better.
+- **class kept**, **other classes kept**: share of pictures that the judge takes for the class that was asked for.
+"""
+
+
+def student(freedom: int) -> float:
+    """The 97.5 % quantile of Student's t (Abramowitz and Stegun 1964, 26.7.5; within 0.01)."""
+    if freedom < 3:
+        return {1: 12.7062, 2: 4.3027}[freedom]
+    z = 1.959964
+    terms = (
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
+    )
+    return z + sum(term / freedom ** (power + 1) for power, term in enumerate(terms))
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and half the width of its 95 % interval by Student's t (NaN for a single value)."""
+    count, mean = len(values), sum(values) / len(values)
+    if count < 2:
+        return mean, math.nan
+    deviation = math.sqrt(sum((v - mean) ** 2 for v in values) / (count - 1))
+    return mean, student(count - 1) * deviation / math.sqrt(count)
+
+
+def by_arm(results: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    grouped: dict[str, list[dict[str, Any]]] = {}
+    for result in results:
+        grouped.setdefault(result["arm"], []).append(result)
+    return grouped
+
+
+def table(results: Sequence[dict[str, Any]]) -> str:
+    """Markdown: one row for each arm, mean and half width of each score, over subjects and seeds."""
+    lines = [
+        "| arm | " + " | ".join(SCORES.values()) + " | steps | seconds |",
+        "| --- |" + " --- |" * (len(SCORES) + 2),
+    ]
+    for arm, some in by_arm(results).items():
+        cells = []
+        for score in SCORES:
+            mean, half = interval([result["scores"][score] for result in some])
+            cells.append(f"{mean:.3f} ± {half:.3f}")
+        seconds = sum(result["seconds"] for result in some) / len(some)
+        lines.append(f"| {arm} | " + " | ".join(cells) + f" | {some[0]['steps']} | {seconds:.0f} |")
+    return "\n".join(lines)
+
+
+def paired(results: Sequence[dict[str, Any]], arm: str, other: str, score: str) -> tuple[float, float]:
+    """Mean difference `arm` minus `other` of the same subject and seed, with half its 95 % interval."""
+    grouped = by_arm(results)
+    of_other = {(r["subject"], r["seed"]): r["scores"][score] for r in grouped[other]}
+    return interval([r["scores"][score] - of_other[(r["subject"], r["seed"])] for r in grouped[arm]])
+
+
+def claims(results: Sequence[dict[str, Any]]) -> list[str]:
+    """The comparisons that the techniques are there for, each with its figure; only those whose arms were run."""
+    grouped, lines = by_arm(results), []
+
+    def mean(arm: str, score: str) -> float:
+        return interval([result["scores"][score] for result in grouped[arm]])[0]
+
+    if {"base", "lokr"} <= grouped.keys():
+        base, ceiling = mean("base", "subject_fidelity"), mean("base", "photos_similarity")
+        way = (mean("lokr", "subject_fidelity") - base) / (ceiling - base)
+        lines.append(
+            f"The quickstart goes {way:.0%} of the way from the base's subject fidelity ({base:.3f}) to the photos' "
+            f"own mutual similarity ({ceiling:.3f}); the background is right in {mean('lokr', 'background'):.0%}."
+        )
+    if {"base", "lokr", "lokr-no-prior"} <= grouped.keys():
+        floor = mean("base", "pres")
+        without, with_ = mean("lokr-no-prior", "pres") - floor, mean("lokr", "pres") - floor
+        lost = 1 - mean("lokr", "subject_fidelity") / mean("lokr-no-prior", "subject_fidelity")
+        lines.append(
+            f"The teacher prior lowers the rise of PRES over the base from {without:+.3f} to {with_:+.3f} "
+            f"({1 - with_ / without:.0%} less), for {lost:.1%} of subject fidelity."
+        )
+    for busy in ("lokr", "lokr-busy"):
+        if {busy, f"{busy}-no-masks"} <= grouped.keys():
+            difference, half = paired(results, busy, f"{busy}-no-masks", "background")
+            place = "the same wall behind every photo" if busy != "lokr" else "five places"
+            lines.append(f"Masks change the share of right backgrounds by {difference:+.3f} ± {half:.3f} ({place}).")
+    return lines
+
+
+def draw_plot(results: Sequence[dict[str, Any]], path: pathlib.Path) -> None:
+    """Every arm at its subject fidelity, over PRES and over right backgrounds, with 95 % intervals."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    for axes, score in zip(figure.subplots(1, 2), ("pres", "background"), strict=True):
+        for arm, some in by_arm(results).items():
+            x, dx = interval([result["scores"][score] for result in some])
+            y, dy = interval([result["scores"]["subject_fidelity"] for result in some])
+            axes.errorbar(x, y, xerr=dx, yerr=dy, fmt="o", capsize=2, lw=0.8)
+            axes.annotate(arm, (x, y), textcoords="offset points", xytext=(5, 4), fontsize=8)
+        axes.set_xlabel({"pres": "PRES (lower is better)", "background": "background right"}[score])
+        axes.set_ylabel("subject fidelity")
+        axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=110)
+
+
+def draw_sheet(results: Sequence[dict[str, Any]], work: pathlib.Path, path: pathlib.Path, subject: str) -> None:
+    """One row for each arm: the subject's pictures of seed 0, first of each place, then its class."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    font, rows = ImageFont.load_default(13), []
+    for result in results:
+        if result["subject"] != subject or result["seed"] != 0:
+            continue
+        folder = work / "trials" / result["folder"]
+        shown, classes = Image.open(folder / "subject.png"), Image.open(folder / "class.png")
+        row = Image.new("RGB", (140 + 64 * 14 + 12, 64), "white")
+        ImageDraw.Draw(row).text((4, 24), result["arm"], "black", font)
+        for i in range(10):  # two of four pictures of each place
+            left, top = (i % 2) * 64, (i // 2) * 64
+            row.paste(shown.crop((left, top, left + 64, top + 64)), (140 + 64 * i, 0))
+        for i in range(4):
+            row.paste(classes.crop((0, 128 * i, 64, 128 * i + 64)), (152 + 64 * (10 + i), 0))
+        rows.append(row)
+    if not rows:
+        return
+    sheet = Image.new("RGB", (rows[0].width, 66 * len(rows)), "white")
+    for index, row in enumerate(rows):
+        sheet.paste(row, (0, 66 * index))
+    sheet.save(path)
+
+
+def write_report(
+    results: list[dict[str, Any]],
+    timed: list[dict[str, Any]],
+    output: pathlib.Path,
+    work: pathlib.Path,
+    command: str,
+) -> None:
+    """Writes README.md, results.json, scores.png and a sheet for each subject into `output`; prints the claims."""
+    output.mkdir(parents=True, exist_ok=True)
+    subjects = list(dict.fromkeys(result["subject"] for result in results))
+    seeds = len({result["seed"] for result in results})
+    told = claims(results)
+    text = [
+        "# Evidence",
+        "",
+        f"Made by `{command}`. Mean ± half a 95 % interval over {len(subjects)} subjects "
+        f"({', '.join(subjects)}) x {seeds} seeds; seconds are of one core with another trial beside it.",
+        "",
+        *(f"- {line}" for line in told),
+        "",
+        "## Equal steps",
+        "",
+        table(results),
+        "",
+        "![scores](scores.png)",
+        "",
+        *(["## Equal time", "", table(timed), ""] if timed else []),
+        "## The arms",
+        "",
+        *(f"- `{name}`: {ARMS[name].what}" for name in by_arm(results)),
+        "",
+        "## The scores",
+        "",
+        EXPLAINED,
+        *(f"![{name}](sheet-{name}.png)" for name in subjects),
+        "",
+        "Rows of the sheets: ten pictures of the subject where it was never photographed, then four of its class.",
+    ]
+    (output / "README.md").write_text("\n".join(text) + "\n", encoding="utf-8")
+    (output / "results.json").write_text(json.dumps({"steps": results, "time": timed}, indent=1) + "\n")
+    draw_plot(results, output / "scores.png")
+    for subject in subjects:
+        draw_sheet(results, work, output / f"sheet-{subject}.png", subject)
+    print("\n".join(told))
+    print(f"report: {output / 'README.md'}")

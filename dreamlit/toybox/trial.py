@@ -1,0 +1,108 @@
+"""Runs one trial of the evidence bench in its own process: trains, samples, scores.
+
+    python -m dreamlit.toybox.trial FOLDER
+
+FOLDER holds trial.json (written by the bench); result.json and the pictures are written beside it.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import sys
+import time
+from typing import Any
+
+from dreamlit.toybox import CLIP
+from dreamlit.toybox.arms import TOKEN
+from dreamlit.toybox.backgrounds import PHRASES
+from dreamlit.toybox.judge import Judge
+from dreamlit.toybox.quality import base_pipeline, prompts, sample
+from dreamlit.toybox.subjects import SUBJECTS, Subject, photographs
+
+REPEATS = 4
+"""Pictures for each background."""
+
+
+def run(folder: pathlib.Path) -> None:
+    trial = json.loads((folder / "trial.json").read_text(encoding="utf-8"))
+    seconds = 0.0
+    pipeline = base_pipeline()
+    if trial["trained"]:
+        from dreamlit.training_cli import run as dreamlit
+
+        started = time.perf_counter()
+        dreamlit(["fit", "--config", str(folder / "run.yaml")])
+        seconds = time.perf_counter() - started
+        attach(pipeline, folder / "run")
+    scores = evaluate(pipeline, SUBJECTS[trial["subject"]], trial["seed"], folder)
+    result = {**trial, "seconds": round(seconds, 1), "scores": scores}
+    partial = folder / "result.part"
+    partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    partial.rename(folder / "result.json")
+
+
+def attach(pipeline: Any, run_folder: pathlib.Path) -> None:
+    """Puts what the run exported into a stock pipeline: merges the adapter's file, or loads the full weights."""
+    from dreamlit.adapter_files import load_adapter_file, read_factors
+    from dreamlit.adapters.targets import layers
+    from dreamlit.merging import merge
+
+    file = run_folder / f"{run_folder.name}.safetensors"
+    if file.exists():
+        tensors, metadata = load_adapter_file(file)
+        merge(pipeline.unet, read_factors(tensors, metadata, [layer.name for layer in layers(pipeline.unet)]))
+        return
+    pipeline.unet = type(pipeline.unet).from_pretrained(run_folder / run_folder.name)
+
+
+def evaluate(pipeline: Any, subject: Subject, seed: int, folder: pathlib.Path) -> dict[str, float]:
+    """Samples the subject where it was never photographed, its class, and other classes; scores all of it.
+
+    subject_fidelity, prompt_fidelity, pres, div: cosines of the toybox's CLIP (`dreamlit.metrics`).
+    background, identity, class_kept, world_kept: shares in [0, 1] that the judge finds right.
+    """
+    from PIL import Image
+
+    from dreamlit import metrics
+    from dreamlit.encoders import ImageEncoder
+    from dreamlit.images import save_grid
+
+    kind = subject.individual.kind
+    asked = [(place, f"a photo of {TOKEN} {kind} {PHRASES[place]}") for place in subject.unseen for _ in range(REPEATS)]
+    of_class = [f"a photo of a {kind} {phrase}" for phrase in PHRASES.values() for _ in range(2)]
+    world = [(words, facts) for words, facts in prompts()[::11] if facts["kind"] != kind]
+    texts = [words for _, words in asked] + of_class + [words for words, _ in world]
+    images = sample(pipeline, texts, seed=1000 + seed)
+    a, b = len(asked), len(asked) + len(of_class)
+    shown, classes, others = images[:a], images[a:b], images[b:]
+    save_grid(shown, folder / "subject.png", columns=REPEATS)
+    save_grid(classes, folder / "class.png", columns=2)
+
+    encoder, judge = ImageEncoder(str(CLIP)), Judge()
+    photos = encoder.embed_images([Image.fromarray(scene.picture) for scene in photographs(subject)])
+    made, of_kind = encoder.embed_images(shown), encoder.embed_images(classes)
+    wanted = encoder.embed_texts([words.replace(f"{TOKEN} ", "") for _, words in asked])
+    answers, one = judge(shown), subject.individual
+    looks = {"kind": one.kind, "colour": one.colour, "pattern": one.pattern, "badge": one.badge}
+    right = [a["kind"] == facts["kind"] for a, (_, facts) in zip(judge(others), world, strict=True)]
+    return {
+        "subject_fidelity": metrics.subject_fidelity(made, photos),
+        "photos_similarity": metrics.mutual_similarity(photos),
+        "prompt_fidelity": metrics.prompt_fidelity(made, wanted),
+        "pres": metrics.preservation(of_kind, photos),
+        "div": metrics.diversity(of_kind, of_class),
+        "background": _share(answer["background"] == place for answer, (place, _) in zip(answers, asked, strict=True)),
+        "identity": _share(answer[key] == value for answer in answers for key, value in looks.items()),
+        "class_kept": _share(answer["kind"] == kind for answer in judge(classes)),
+        "world_kept": _share(right),
+    }
+
+
+def _share(right: Any) -> float:
+    flags = list(right)
+    return sum(flags) / len(flags)
+
+
+if __name__ == "__main__":
+    run(pathlib.Path(sys.argv[1]))

@@ -1,0 +1,160 @@
+"""The evidence bench: arms change what they say and nothing else, results are found again, figures are right."""
+
+import copy
+import json
+import math
+import pathlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dreamlit.errors import DataError
+from dreamlit.toybox import evidence, evidence_report
+from dreamlit.toybox.arms import ARMS, Arm, Trial, put
+
+BASE = evidence.quickstart()
+WORK = pathlib.Path("work")
+
+
+def config(arm, **other):
+    return Trial(ARMS[arm], **{"subject": "nemo", "seed": 0, "steps": 30, **other}).config(BASE, WORK)
+
+
+def flat(tree, prefix=""):
+    if isinstance(tree, dict):
+        return {k: v for key, value in tree.items() for k, v in flat(value, f"{prefix}{key}.").items()}
+    return {prefix: json.dumps(tree, sort_keys=True)}
+
+
+def changed(arm):
+    one, reference = flat(config(arm)), flat(config("lokr"))
+    return {key for key in one.keys() | reference.keys() if one.get(key) != reference.get(key)}
+
+
+def test_the_reference_arm_is_the_quickstart_with_another_subject():
+    one = config("lokr")
+    assert one["model"] == BASE["model"] and one["data"]["batch_size"] == BASE["data"]["batch_size"]
+    assert [d["id"] for d in one["data"]["datasets"]] == [d["id"] for d in BASE["data"]["datasets"]]
+    assert one["data"]["datasets"][0]["instance_prompt"] == "a photo of sks fish"
+    assert one["data"]["datasets"][2]["instance_data_dir"] == "work/class/fish"
+
+
+@pytest.mark.parametrize(
+    ("arm", "keys"),
+    [
+        ("lokr-lr-low", {"model.optimizer.init_args.lr."}),
+        ("lokr-lr-high", {"model.optimizer.init_args.lr."}),
+        ("lokr-data-prior", {"model.objective.prior_target."}),
+        ("lokr-no-prior", {"data.datasets."}),
+        ("lokr-no-masks", {"data.datasets."}),
+        ("lokr-busy", {"data.datasets."}),
+    ],
+)
+def test_an_arm_changes_what_it_says_and_nothing_else(arm, keys):
+    assert changed(arm) == keys
+
+
+def test_arms_without_masks_or_prior_lack_just_those_datasets():
+    def kinds(arm):
+        return [d["id"] for d in config(arm)["data"]["datasets"]]
+
+    assert kinds("lokr-no-prior") == kinds("lokr")[:2]
+    assert kinds("lokr-no-masks") == [kinds("lokr")[0], kinds("lokr")[2]]
+    assert "conditioning_data" not in config("lokr-no-masks")["data"]["datasets"][0]
+
+
+def test_making_a_configuration_leaves_the_base_and_the_arm_alone():
+    before = copy.deepcopy(BASE)
+    one = config("lora")
+    one["model"]["adapter"]["init_args"]["rank"] = 99
+    assert before == BASE and config("lora")["model"]["adapter"]["init_args"]["rank"] == 16
+
+
+def test_whatever_decides_a_result_is_in_the_name_of_its_folder():
+    trial, facts = Trial(ARMS["lokr"], "nemo", 0, 30), {"weights": "a"}
+    names = {
+        trial.name(BASE, facts),
+        trial.name(BASE, {"weights": "b"}),
+        trial.name({**BASE, "seed_everything": 1, "extra": 1}, facts),
+        Trial(ARMS["lokr"], "nemo", 1, 30).name(BASE, facts),
+        Trial(ARMS["lokr"], "nemo", 0, 31).name(BASE, facts),
+        Trial(Arm("lokr", "same name", {"data.batch_size": 2}), "nemo", 0, 30).name(BASE, facts),
+    }
+    assert len(names) == 6 and trial.name(BASE, facts) in names
+
+
+def test_put_sets_and_removes_dotted_keys():
+    tree = {"a": {"b": 1}}
+    put(tree, "a.c.d", 2)
+    put(tree, "a.b", None)
+    assert tree == {"a": {"c": {"d": 2}}}
+
+
+def test_a_finished_trial_is_not_run_again_and_a_failing_one_says_why(tmp_path, monkeypatch):
+    trial = Trial(ARMS["base"], "nemo", 0, 30)
+    kept = tmp_path / "trials" / "done" / "result.json"
+    kept.parent.mkdir(parents=True)
+    kept.write_text('{"arm": "base"}')
+    assert evidence.run_trial(trial, "done", tmp_path, BASE) == {"arm": "base", "folder": "done"}
+    monkeypatch.setattr(evidence.sys, "executable", "/bin/false")
+    with pytest.raises(DataError, match="new failed with code 1"):
+        evidence.run_trial(trial, "new", tmp_path, BASE)
+    assert not (tmp_path / "trials" / "new" / "result.json").exists()
+
+
+def result(arm, subject, seed, seconds=60.0, **scores):
+    values = dict.fromkeys([*evidence_report.SCORES, "photos_similarity"], 0.5) | scores
+    facts = {"arm": arm, "subject": subject, "seed": seed, "steps": 100, "seconds": seconds}
+    return {**facts, "scores": values, "folder": f"{arm}-{seed}"}
+
+
+def test_equal_time_gives_a_slower_arm_fewer_steps():
+    trials = [Trial(ARMS[arm], "nemo", 0, 100) for arm in ("base", "lokr", "full")]
+    timed = evidence.equal_time(
+        trials, [result("base", "nemo", 0, 0.0), result("lokr", "nemo", 0, 50.0), result("full", "nemo", 0, 100.0)], 400
+    )
+    assert [trial.steps for trial in timed] == [100, 100, 50]
+
+
+@pytest.mark.parametrize(("freedom", "expected"), [(1, 12.706), (2, 4.303), (3, 3.182), (8, 2.306), (26, 2.056)])
+def test_the_quantile_of_students_t(freedom, expected):
+    """Against the printed tables."""
+    assert evidence_report.student(freedom) == pytest.approx(expected, abs=0.01)
+
+
+def test_the_interval_covers_the_truth_as_often_as_it_says():
+    rng = np.random.default_rng(0)
+    draws = rng.normal(3.0, 2.0, (4000, 9))
+    found = [evidence_report.interval(list(row)) for row in draws]
+    assert np.mean([abs(mean - 3.0) <= half for mean, half in found]) == pytest.approx(0.95, abs=0.012)
+    assert math.isnan(evidence_report.interval([1.0])[1])
+
+
+def test_the_report_tells_what_the_results_say(tmp_path, capsys):
+    results = []
+    for arm, pres, fidelity, background in (
+        ("base", 0.5, 0.6, 0.9),
+        ("lokr", 0.55, 0.75, 0.85),
+        ("lokr-no-prior", 0.7, 0.76, 0.8),
+        ("lokr-no-masks", 0.55, 0.75, 0.6),
+    ):
+        for seed in range(3):
+            scores = {"pres": pres, "subject_fidelity": fidelity, "background": background + 0.01 * seed}
+            results.append(result(arm, "nemo", seed, photos_similarity=0.8, **scores))
+            folder = tmp_path / "trials" / f"{arm}-{seed}"
+            folder.mkdir(parents=True)
+            Image.new("RGB", (256, 320), "red").save(folder / "subject.png")
+            Image.new("RGB", (128, 640), "blue").save(folder / "class.png")
+    evidence_report.write_report(results, [], tmp_path / "docs", tmp_path, "the command")
+    text = (tmp_path / "docs" / "README.md").read_text()
+    assert "75% of the way from the base's subject fidelity (0.600)" in text
+    assert "from +0.200 to +0.050 (75% less), for 1.3% of subject fidelity" in text
+    assert "right backgrounds by +0.250 ± 0.000 (five places)" in text
+    assert "`the command`" in text and "| lokr-no-prior | 0.760 ± 0.000" in text
+    assert json.loads((tmp_path / "docs" / "results.json").read_text())["steps"] == results
+    assert (tmp_path / "docs" / "scores.png").stat().st_size > 5000
+    sheet = np.asarray(Image.open(tmp_path / "docs" / "sheet-nemo.png"))
+    assert sheet.shape == (4 * 66, 140 + 64 * 14 + 12, 3)
+    assert (sheet[10, 300] == (255, 0, 0)).all() and (sheet[10, 900] == (0, 0, 255)).all()
+    assert "report:" in capsys.readouterr().out
