@@ -89,6 +89,11 @@ def test_nobody_imports_the_command_line():
     ]
 
 
+def test_nobody_needs_the_toybox():
+    users = [n for n, ts in GRAPH.items() if any(t.startswith("dreamlit.toybox") for t in ts)]
+    assert users and all(name.startswith("dreamlit.toybox") for name in users)
+
+
 def test_data_code_that_the_plan_needs_is_free_of_torch():
     torch_users = {"cache", "loader", "dreambooth", "cache_tools"}
     for name, targets in GRAPH.items():
