@@ -64,9 +64,12 @@ class Batch:
 class Encoders(Protocol):
     """What a datamodule needs to know of a model family."""
 
-    stride: int
-    """Pixels per latent cell along one side."""
     latent_channels: int
+
+    @property
+    def stride(self) -> int:
+        """Pixels per latent cell along one side."""
+        ...
 
     def fingerprint(self, part: str) -> str:
         """A hash over the weights and configuration of `"vae"`, `"text_encoders"` or `"denoiser"`."""

@@ -501,6 +501,26 @@ def test_another_autoencoder_is_used(own: pathlib.Path, kind: Any, family: Famil
 # Faults ---------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("levels", [2, 3])
+def test_pixels_per_cell_are_the_autoencoders_own(own: pathlib.Path, kind: Any, folder: pathlib.Path, levels: int):
+    """A model on a finer grid of latents: encoded at its own size, and no other model's autoencoder fits it."""
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+    options: dict[str, Any] = {
+        "block_out_channels": (8,) * levels,
+        "down_block_types": ("DownEncoderBlock2D",) * levels,
+        "up_block_types": ("UpDecoderBlock2D",) * levels,
+        "norm_num_groups": 4,
+    }
+    AutoencoderKL(**options).save_pretrained(own / "vae")
+    fine = kind(str(own))
+    fine.check()
+    fine.load("vae")
+    assert fine.stride == stock(own).vae_scale_factor == 2 ** (levels - 1) != kind(str(folder)).stride
+    assert fine.encode_pixels(torch.zeros(1, 3, 64, 96)).shape == (1, 4, 64 // fine.stride, 96 // fine.stride)
+    assert f"an autoencoder of {fine.stride} pixels a cell" in complaint(kind(str(folder), vae=str(own / "vae")))
+
+
 def change(path: pathlib.Path, **values: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from dreamlit.errors import Faults, ModelError, nearest
 from dreamlit.families import checks, fingerprints, loading, vae
-from dreamlit.families.files import ModelFiles
+from dreamlit.families.files import ModelFiles, read_json
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -26,7 +26,6 @@ class Family(ABC):
     Its parts are "vae", "text_encoders" and "denoiser". All of them are frozen.
     """
 
-    stride: ClassVar[int] = 8
     latent_channels: ClassVar[int] = 4
     export_prefix: ClassVar[str] = "lora_unet"
     pipeline_prefix: ClassVar[str] = "unet"
@@ -87,6 +86,14 @@ class Family(ABC):
         twin = copy.copy(self)
         twin._loaded = {}
         return twin
+
+    @property
+    def stride(self) -> int:
+        """Pixels per latent cell along one side, as diffusers computes it: the autoencoder halves between its blocks.
+
+        Errors: `ModelError` when the autoencoder's configuration cannot be read.
+        """
+        return checks.vae_stride(read_json(self.files.configuration("vae/config.json")))
 
     # What there is -------------------------------------------------------------------------------------------------
 

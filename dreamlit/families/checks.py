@@ -85,16 +85,24 @@ def component_faults(family: Family, name: str, entry: Any) -> Iterator[str]:
     yield from weight_faults(folder, entry[0], family.files.variant)
 
 
+def vae_stride(config: dict[str, Any]) -> int:
+    """Pixels per latent cell of an autoencoder with this configuration."""
+    return 2 ** (len(config.get("block_out_channels", (64,))) - 1)
+
+
 def vae_faults(family: Family, files: ModelFiles) -> Iterator[str]:
     """Yield the faults of a local VAE override folder."""
     try:
         folder, variant = vae_folder(files)
-        channels = read_json(folder / "config.json").get("latent_channels")
+        config = read_json(folder / "config.json")
+        channels, stride = config.get("latent_channels"), vae_stride(config)
     except ModelError as error:
         yield str(error)
         return
     if channels != family.latent_channels:
         yield f"{folder}: an autoencoder with {channels} latent channels, not {family.latent_channels}"
+    elif stride != family.stride:
+        yield f"{folder}: an autoencoder of {stride} pixels a cell; this model's latents have {family.stride}"
     yield from weight_faults(folder, "diffusers", variant)
 
 
