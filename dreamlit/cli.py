@@ -20,10 +20,11 @@ COMMANDS = {
     "export": "Adapter files from a checkpoint; --check proves that they load.",
     "inspect": "Format, algorithm, rank, alpha and matched modules of an adapter file.",
     "cache": "Verify or clean a cache folder: cache verify DIR, cache gc DIR.",
+    "toybox": "Put a small trained model and photos of a subject beside you, for the quickstart.",
 }
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it (128 + SIGINT)."""
-TOOLS = {"inspect": "dreamlit.tools", "cache": "dreamlit.tools"}
+TOOLS = {"inspect": "dreamlit.tools", "cache": "dreamlit.tools", "toybox": "dreamlit.toybox.command"}
 
 HELP = f"""usage: dreamlit COMMAND --config run.yaml [--model.adapter.rank 8 ...]
 

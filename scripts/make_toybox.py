@@ -86,7 +86,7 @@ class Maker:
 
         clip = self.get("clip").to("cpu", torch.float16)
         text = networks.library("transformers").CLIPTextModel(clip.config.text_config)
-        text.text_model.load_state_dict(clip.text_model.state_dict())
+        text.load_state_dict(clip.text_model.state_dict())
         pipeline = (
             networks.library("diffusers")
             .StableDiffusionPipeline(
@@ -120,6 +120,8 @@ class Maker:
         (output / "logs").mkdir(exist_ok=True)
         for stage in STAGES:
             shutil.copy(self.work / f"{stage}.jsonl", output / "logs")
+        for path in output.rglob("*.safetensors"):
+            path.chmod(0o644)  # the writers leave them for their owner alone
         size = sum(path.stat().st_size for path in output.rglob("*.safetensors"))
         print(f"{output}: {size / 1e6:.1f} MB of weights")
 

@@ -47,7 +47,10 @@ def test_a_share_of_an_epoch_as_interval_is_checked_in_batches():
 @pytest.mark.parametrize(("total", "expected"), [(4, "step 2 of 4, loss"), (float("inf"), "step 2, loss")])
 def test_progress_without_a_last_step_says_no_time_left(capsys, total, expected):
     trainer = types.SimpleNamespace(
-        **{"max_steps": -1, "estimated_stepping_batches": total, "global_step": 0, "is_global_zero": True},
+        max_steps=-1,
+        estimated_stepping_batches=total,
+        global_step=0,
+        is_global_zero=True,
         accumulate_grad_batches=3,
     )
     progress = RunProgress(line_every_s=0)

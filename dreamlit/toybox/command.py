@@ -9,7 +9,7 @@ import shutil
 from typing import TYPE_CHECKING
 
 from dreamlit.errors import DataError, ModelError
-from dreamlit.toybox import CLIP, MODEL
+from dreamlit.toybox import CLIP, MODEL, WEIGHTS
 
 if TYPE_CHECKING:
     from dreamlit.toybox.subjects import Subject
@@ -69,7 +69,7 @@ def copy_model(output: pathlib.Path) -> None:
     """Copies the shipped weights, file by file; equal files are left as they are."""
     for source in (MODEL, CLIP):
         if not (source / "model_index.json").exists() and not (source / "config.json").exists():
-            raise ModelError(f"{source} holds no weights: this installation of dreamlit is not whole")
+            raise ModelError(f"{source} holds no weights; scripts/make_toybox.py --output {WEIGHTS} makes them")
         shutil.copytree(source, output / source.name, dirs_exist_ok=True)
         print(f"model: {output / source.name}")
 

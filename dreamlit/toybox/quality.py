@@ -63,7 +63,7 @@ def base_pipeline(folder: pathlib.Path = MODEL) -> Any:
 
     diffusers = library("diffusers")
     diffusers.utils.logging.disable_progress_bar()
-    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(folder, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
