@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import lightning.pytorch as pl
@@ -12,7 +13,7 @@ from dreamlit import formats
 from dreamlit.adapters import Full
 from dreamlit.datamodules.dreambooth import DreamBoothData
 from dreamlit.datamodules.plan import slice_size
-from dreamlit.errors import CombinationError, Faults
+from dreamlit.errors import CombinationError, Faults, ModelError
 from dreamlit.families import Family
 from dreamlit.families.files import read_json
 from dreamlit.families.loading import component_class
@@ -132,11 +133,12 @@ def bare_denoiser(family: Family) -> Any:
 
 def data_faults(model: DreamBooth, data: DreamBoothData) -> list[str]:
     faults = []
-    if data.alignment % model.family.stride:
-        faults.append(
-            f"data.aspect_bucket_alignment is {data.alignment}; this model needs a multiple of {model.family.stride} "
-            "pixels"
-        )
+    with contextlib.suppress(ModelError):  # of a model that cannot be read; `check_model` follows and says it whole
+        stride = model.family.stride
+        if data.alignment % stride:
+            faults.append(
+                f"data.aspect_bucket_alignment is {data.alignment}; this model needs a multiple of {stride} pixels"
+            )
     objective: Any = model.objective
     regularisation = any(getattr(spec, "role", None) == Role.REGULARISATION for spec in data.specs)
     masked = any(
