@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from dreamlit.errors import ConfigError, DataError, ModelError
+from dreamlit.quiet import no_weight_bars
 
 if TYPE_CHECKING:
     import numpy as np
@@ -207,7 +208,8 @@ class ImageEncoder:
         name = _model_class(config, self.path)
         kind: Any = getattr(transformers, name)
         options = {"add_pooling_layer": False} if name == "ViTModel" else {}  # DINO has none
-        with torch.random.fork_rng(devices=[]):  # weights that are missing would be drawn
+        hush = no_weight_bars() if self.folder.exists() else contextlib.nullcontext()  # a download keeps its bar
+        with hush, torch.random.fork_rng(devices=[]):  # weights that are missing would be drawn
             model, report = kind.from_pretrained(
                 self._place, dtype=self.dtype, output_loading_info=True, **self._hub, **options
             )

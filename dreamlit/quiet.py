@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import warnings
+from collections.abc import Iterator
 
 HARMLESS = (
     r".*LeafSpec.* is deprecated",  # Lightning's own use of a torch function
@@ -31,8 +33,11 @@ LOGGERS = {
 }
 
 
-FILTERED = {"LyCORIS": "using full matrix mode"}
-"""Parts of messages of loggers that set their own level; this one repeats what `LyCORIS.rank` documents."""
+FILTERED = {
+    "LyCORIS": "using full matrix mode",  # repeats what `LyCORIS.rank` documents
+    "transformers.utils.import_utils": "requires torchvision",  # pictures are prepared with Pillow on purpose
+}
+"""Parts of messages of loggers that set their own level."""
 
 
 def quieten() -> None:
@@ -43,3 +48,17 @@ def quieten() -> None:
         logging.getLogger(name).setLevel(level)
     for name, text in FILTERED.items():
         logging.getLogger(name).addFilter(lambda record, text=text: text not in record.getMessage())
+
+
+@contextlib.contextmanager
+def no_weight_bars() -> Iterator[None]:
+    """Hides transformers' bar over the tensors of a local file: milliseconds, and it breaks into our own bars."""
+    from transformers.utils import logging as bars
+
+    shown = bars.is_progress_bar_enabled()
+    bars.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            bars.enable_progress_bar()

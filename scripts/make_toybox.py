@@ -24,7 +24,7 @@ from dreamlit.toybox.making.loop import Training
 from dreamlit.toybox.making.tokenizer import write_tokenizer
 
 STAGES = ("clip", "vae", "judge", "decoder", "taesd", "denoiser")
-STEPS = {"clip": 600, "vae": 8500, "judge": 1500, "decoder": 9000, "taesd": 3000, "denoiser": 9000}
+STEPS = {"clip": 600, "vae": 8500, "judge": 1500, "decoder": 9000, "taesd": 3000, "denoiser": 5000}
 SCENES, FIRST_SEED = 36000, 1000
 
 
@@ -62,12 +62,13 @@ class Maker:
 
     def encoded(self, vae: Any, clip: Any) -> tuple[dict[stages.Size, denoising.Encoded], torch.Tensor]:
         """Latents and text states, kept under the latents' scale, which no two trainings share."""
-        kept = self.work / f"encoded-{vae.config.scaling_factor:.6f}.pt"
+        kept = self.work / f"encoded-{vae.config.scaling_factor:.6f}-plain.pt"
         if not kept.exists():
             found, states = denoising.encode(self.data, vae, clip, self.tokenizer, self.options.device)
             torch.save([{size: (one.latents, one.captions) for size, one in found.items()}, states], kept)
         pairs, states = torch.load(kept, weights_only=True)
-        return {size: denoising.Encoded(*pair) for size, pair in pairs.items()}, states
+        cover = {size: torch.from_numpy(scenes.cover) for size, scenes in self.data.items()}
+        return {size: denoising.Encoded(*pair, cover=cover[size]) for size, pair in pairs.items()}, states
 
     def get(self, stage: str) -> Any:
         """The trained network of a stage; trains it first if need be."""

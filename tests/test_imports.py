@@ -41,7 +41,7 @@ SHOWS = (
     *("dreamlit.images", "dreamlit.plots", "dreamlit.metrics", "dreamlit.encoders", "dreamlit.observing"),
     *("dreamlit.datamodules.images", "dreamlit.datamodules.fills"),
 )
-BASICS = ("dreamlit.types", "dreamlit.errors", "dreamlit.seeds")
+BASICS = ("dreamlit.types", "dreamlit.errors", "dreamlit.seeds", "dreamlit.quiet")
 
 
 def group(name: str) -> str:
@@ -69,6 +69,7 @@ def group(name: str) -> str:
         ("dreamlit.types", ()),
         ("dreamlit.errors", ()),
         ("dreamlit.seeds", ()),
+        ("dreamlit.quiet", ()),
     ],
 )
 def test_a_layer_imports_only_what_it_may(importer, allowed):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from dreamlit.errors import ModelError
 from dreamlit.families.files import STEMS, ModelFiles, read_header, vae_folder
+from dreamlit.quiet import no_weight_bars
 
 if TYPE_CHECKING:
     import torch
@@ -52,7 +53,8 @@ def load_from_folder(folder: pathlib.Path, kind: type[Any], variant: str | None,
     dtype_name = "torch_dtype" if kind.__module__.startswith("diffusers.") else "dtype"
     options = {"variant": variant, "use_safetensors": True, "local_files_only": True, dtype_name: dtype}
     try:
-        model, info = kind.from_pretrained(folder, output_loading_info=True, **options)
+        with no_weight_bars():
+            model, info = kind.from_pretrained(folder, output_loading_info=True, **options)
     except (OSError, ValueError, RuntimeError) as error:
         raise ModelError(f"{folder}: cannot be loaded as {kind.__name__}: {error}") from error
     if missing := sorted(info["missing_keys"]):

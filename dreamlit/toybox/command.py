@@ -44,8 +44,10 @@ def main(args: list[str]) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the class images (default: %(default)s)")
     parser.add_argument("--again", action="store_true", help="make the class images again")
     options = parser.parse_args(args[1:])
+    from dreamlit.quiet import quieten
     from dreamlit.toybox.subjects import SUBJECTS, write_photos
 
+    quieten()
     if options.subject not in SUBJECTS:
         parser.error(f"there is no subject {options.subject!r}; there are {', '.join(SUBJECTS)}")
     subject, output = SUBJECTS[options.subject], options.output

@@ -19,11 +19,11 @@ Losses = dict[str, Tensor]
 
 @dataclass
 class Training:
-    """How one stage is trained. `loss(rng)` draws its batch from the generator it is given and from nothing else."""
+    """How one stage is trained. `loss(rng, step)` draws its batch from that generator and from nothing else."""
 
     name: str
     network: nn.Module
-    loss: Callable[[np.random.Generator], Losses]
+    loss: Callable[[np.random.Generator, int], Losses]
     steps: int
     lr: float
     work: pathlib.Path
@@ -73,7 +73,7 @@ class Training:
             group["lr"] = self.lr * factor
         torch.manual_seed((self.seed << 32) + step)
         with torch.autocast(self.device, torch.bfloat16, enabled=self.bfloat16):
-            losses = self.loss(np.random.default_rng((self.seed, step)))
+            losses = self.loss(np.random.default_rng((self.seed, step)), step)
         losses["loss"].backward()
         nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
         optimizer.step()

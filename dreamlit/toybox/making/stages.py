@@ -40,7 +40,7 @@ def _edges(a: Tensor, b: Tensor) -> Tensor:
 def vae(data: Data, work: pathlib.Path, *, steps: int, batch: int = 4, **options: Any) -> Training:
     network = networks.vae()
 
-    def loss(rng: np.random.Generator) -> Losses:
+    def loss(rng: np.random.Generator, _step: int) -> Losses:
         scenes = data[_size(data, rng)]
         pixels = scenes.pixels(_rows(scenes, batch, rng)).to(next(network.parameters()).device)
         posterior = network.encode(pixels).latent_dist
@@ -59,7 +59,7 @@ def decoder(data: Data, vae: Any, work: pathlib.Path, *, steps: int, batch: int 
     network.decoder.requires_grad_(True)
     network.post_quant_conv.requires_grad_(True)
 
-    def loss(rng: np.random.Generator) -> Losses:
+    def loss(rng: np.random.Generator, _step: int) -> Losses:
         scenes = data[_size(data, rng)]
         pixels = scenes.pixels(_rows(scenes, batch, rng)).to(next(network.parameters()).device)
         with torch.no_grad():
@@ -80,7 +80,7 @@ def tiny_autoencoder(
     network = networks.tiny_autoencoder()
     scale = teacher.config.scaling_factor
 
-    def loss(rng: np.random.Generator) -> Losses:
+    def loss(rng: np.random.Generator, _step: int) -> Losses:
         scenes = data[_size(data, rng)]
         pixels = scenes.pixels(_rows(scenes, batch, rng)).to(next(network.parameters()).device)
         with torch.no_grad():
@@ -101,7 +101,7 @@ def clip(data: Data, tokenizer: Any, work: pathlib.Path, *, steps: int, batch: i
     # The text encoder is causal: what stands behind the longest caption's end changes nothing.
     ids = ids[..., : int((ids != tokenizer.eos_token_id).sum(-1).max()) + 1]
 
-    def loss(rng: np.random.Generator) -> Losses:
+    def loss(rng: np.random.Generator, _step: int) -> Losses:
         rows = _rows(scenes, batch, rng)
         device = next(network.parameters()).device
         words = ids[torch.from_numpy(rows), torch.from_numpy(rng.integers(ids.shape[1], size=batch))].to(device)
@@ -119,7 +119,7 @@ def clip(data: Data, tokenizer: Any, work: pathlib.Path, *, steps: int, batch: i
 def judge(data: Data, work: pathlib.Path, *, steps: int, batch: int = 64, **options: Any) -> Training:
     network = networks.JudgeNetwork()
 
-    def loss(rng: np.random.Generator) -> Losses:
+    def loss(rng: np.random.Generator, _step: int) -> Losses:
         scenes = data[_size(data, rng)]
         rows = _rows(scenes, batch, rng)
         device = next(network.parameters()).device
