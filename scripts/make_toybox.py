@@ -62,7 +62,7 @@ class Maker:
 
     def encoded(self, vae: Any, clip: Any) -> tuple[dict[stages.Size, denoising.Encoded], torch.Tensor]:
         """Latents and text states, kept under the latents' scale, which no two trainings share."""
-        kept = self.work / f"encoded-{vae.config.scaling_factor:.6f}-plain.pt"
+        kept = self.work / f"encoded-{vae.config.scaling_factor:.6f}-rare.pt"
         if not kept.exists():
             found, states = denoising.encode(self.data, vae, clip, self.tokenizer, self.options.device)
             torch.save([{size: (one.latents, one.captions) for size, one in found.items()}, states], kept)

@@ -15,13 +15,15 @@ from dreamlit.toybox.making import networks
 from dreamlit.toybox.making.data import CAPTIONS, NAMES, Scenes
 from dreamlit.toybox.making.loop import Losses, Training
 from dreamlit.toybox.making.stages import Data, Size, token_ids
+from dreamlit.toybox.making.tokenizer import RARE
 
 OBJECT_WEIGHT, OBJECT_FROM = 6.0, 2100
 """Cells that the thing covers count so much more, from that step on. Colours and backgrounds come early and by
 themselves; the thing covers a seventh of the picture, and its shape needs most of the training."""
-PLAIN_FROM = 2500
-"""The step from which a third of the captions name no colour, half of them with a made-up word instead: "a photo of
-qoma robot on sand". Without them a prompt with a rare word is unlike anything that the model has read."""
+CAPTIONS_FROM = {0: CAPTIONS, 2500: CAPTIONS + 2, 3300: CAPTIONS + 3}
+"""How many of a scene's captions are read, from a step on. The last three name no colour; of these the second has a
+made-up word and the third a rare one: "a photo of qoma robot on sand". Without them a prompt with a rare word is unlike
+anything that the model has read, and gives no robot."""
 DROP_TEXT = 0.1
 """Share of samples trained without text, for classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598)."""
 
@@ -62,14 +64,15 @@ def encode_texts(texts: list[str], clip: Any, tokenizer: Any, device: str) -> Te
     return torch.cat(parts)
 
 
-def plain_captions(scenes: Scenes) -> list[tuple[str, str]]:
-    """For each scene a caption with class and place alone, and one with a made-up word before the class."""
-    rng = np.random.default_rng(len(scenes))
+def plain_captions(scenes: Scenes) -> list[tuple[str, str, str]]:
+    """Captions of class and place alone: plain, with a made-up word before the class, with a rare one."""
+    rng, rarely = np.random.default_rng(len(scenes)), np.random.default_rng((len(scenes), 1))
     found = []
     for kind, _, background, *_ in scenes.labels:
         name, place = NAMES["kind"][kind], PHRASES[NAMES["background"][background]]
         word = "".join(rng.choice(list("abcdefghijklmnopqrstuvwxyz"), size=int(rng.integers(3, 6))))
-        found.append((f"a photo of a {name} {place}", f"a photo of {word} {name} {place}"))
+        rare = rarely.choice(RARE.split())
+        found.append((f"a photo of a {name} {place}", *(f"a photo of {w} {name} {place}" for w in (word, rare))))
     return found
 
 
@@ -105,7 +108,7 @@ def denoiser(
         one = encoded[sizes[int(rng.choice(len(sizes), p=share / share.sum()))]]
         rows = torch.from_numpy(rng.integers(len(one.latents), size=batch))
         clean = one.latents[rows].to(device, torch.float32)
-        kinds = CAPTIONS if step < PLAIN_FROM else one.captions.shape[1]
+        kinds = max(count for begin, count in CAPTIONS_FROM.items() if begin <= step)
         chosen = one.captions[rows, torch.from_numpy(rng.integers(kinds, size=batch))]
         chosen = torch.where(torch.from_numpy(rng.random(batch) < DROP_TEXT), 0, chosen)
         # Stratified: each batch covers the whole range of noise, which takes away most of the loss's scatter.

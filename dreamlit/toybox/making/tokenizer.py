@@ -15,7 +15,7 @@ MAX_LENGTH = 32
 VOCABULARY = 896
 START, END = "<|startoftext|>", "<|endoftext|>"
 RARE = "sks ohwx zwx bnha tqv wqx rjk vlp gml dwz kfh pzq xnt cjv hbq ywk"
-"""One token each, never seen in training: names for a subject."""
+"""One token each, names for a subject. CLIP has never read one; the denoiser has, before any class, meaning nothing."""
 _OTHERS = "and the of in with is at by to from left right middle two one new old big little nice toy box my her his sky"
 
 
