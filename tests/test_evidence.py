@@ -149,7 +149,7 @@ def test_the_report_tells_what_the_results_say(tmp_path, capsys):
     evidence_report.write_report(results, [], tmp_path / "docs", tmp_path, "the command")
     text = (tmp_path / "docs" / "README.md").read_text()
     assert "75% of the way from the base's subject fidelity (0.600)" in text
-    assert "from +0.200 to +0.050 (75% less), for 1.3% of subject fidelity" in text
+    assert "PRES from 0.700 to 0.550 (base 0.500), leak from" in text and "for 1.3% of subject fidelity" in text
     assert "right backgrounds by +0.250 ± 0.000 (five places)" in text
     assert "`the command`" in text and "| lokr-no-prior | 0.760 ± 0.000" in text
     assert json.loads((tmp_path / "docs" / "results.json").read_text())["steps"] == results

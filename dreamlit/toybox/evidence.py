@@ -121,6 +121,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--equal-time", action="store_true", help="also run every arm for the reference arm's time")
     parser.add_argument("--list", action="store_true", help="say what would be run, and stop")
     options = parser.parse_args(arguments)
+    if min(options.seeds, options.steps, options.jobs) < 1:
+        parser.error("--seeds, --steps and --jobs must be at least 1")
     names = [name for name in ARMS if name in options.arms]
     trials = [
         Trial(ARMS[name], subject, seed, options.steps)

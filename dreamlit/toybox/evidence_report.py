@@ -16,6 +16,7 @@ SCORES = {
     "background": "background right",
     "prompt_fidelity": "CLIP-T",
     "pres": "PRES",
+    "leak": "leak",
     "div": "DIV",
     "class_kept": "class kept",
     "world_kept": "other classes kept",
@@ -27,7 +28,8 @@ EXPLAINED = """\
 - **background right**: share of those pictures with the background that was asked for, by the judge.
 - **CLIP-T**: cosine of those pictures with their prompts (without the subject's rare word).
 - **PRES**: cosine between pictures of the plain class and the subject's photos: lower is better; what counts is the
-  rise over the base model. **DIV**: mean of 1 - cosine over pairs of pictures of one class prompt: higher is better.
+  rise over the base model. **leak**: share of the subject's colour, pattern and badge that the judge finds in those
+  pictures: the same question put to the truth. **DIV**: mean of 1 - cosine over pairs of pictures of one class prompt: higher is better.
 - **class kept**, **other classes kept**: share of pictures that the judge takes for the class that was asked for.
 """
 
@@ -100,13 +102,12 @@ def claims(results: Sequence[dict[str, Any]]) -> list[str]:
             f"own mutual similarity ({ceiling:.3f}); the background is right in {mean('lokr', 'background'):.0%}."
         )
     if {"base", "lokr", "lokr-no-prior"} <= grouped.keys():
-        floor = mean("base", "pres")
-        without, with_ = mean("lokr-no-prior", "pres") - floor, mean("lokr", "pres") - floor
         lost = 1 - mean("lokr", "subject_fidelity") / mean("lokr-no-prior", "subject_fidelity")
-        lines.append(
-            f"The teacher prior lowers the rise of PRES over the base from {without:+.3f} to {with_:+.3f} "
-            f"({1 - with_ / without:.0%} less), for {lost:.1%} of subject fidelity."
-        )
+        changes = []
+        for score, name in (("pres", "PRES"), ("leak", "leak")):
+            base, without, with_ = (mean(arm, score) for arm in ("base", "lokr-no-prior", "lokr"))
+            changes.append(f"{name} from {without:.3f} to {with_:.3f} (base {base:.3f})")
+        lines.append(f"The teacher prior changes {', '.join(changes)}, for {lost:.1%} of subject fidelity.")
     for busy in ("lokr", "lokr-busy"):
         if {busy, f"{busy}-no-masks"} <= grouped.keys():
             difference, half = paired(results, busy, f"{busy}-no-masks", "background")

@@ -15,6 +15,7 @@ import pathlib
 from typing import Any
 
 from dreamlit.images import save_grid
+from dreamlit.quiet import no_weight_bars
 from dreamlit.toybox import MODEL
 from dreamlit.toybox.backgrounds import PHRASES
 from dreamlit.toybox.judge import Judge
@@ -48,12 +49,14 @@ def sample(pipeline: Any, texts: list[str], *, seed: int = 0, steps: int = 25, g
     from tqdm import tqdm
 
     images: list[Any] = []
-    for at in tqdm(range(0, len(texts), 32), "sampling"):
-        some = texts[at : at + 32]
-        generators = [torch.Generator().manual_seed(seed * 100003 + at + i) for i in range(len(some))]
-        images += pipeline(
-            some, generator=generators, num_inference_steps=steps, guidance_scale=guidance, height=64, width=64
-        ).images
+    with tqdm(total=len(texts), desc="sampling", unit="image") as bar:
+        for at in range(0, len(texts), 32):
+            some = texts[at : at + 32]
+            generators = [torch.Generator().manual_seed(seed * 100003 + at + i) for i in range(len(some))]
+            images += pipeline(
+                some, generator=generators, num_inference_steps=steps, guidance_scale=guidance, height=64, width=64
+            ).images
+            bar.update(len(some))
     return images
 
 
@@ -63,7 +66,8 @@ def base_pipeline(folder: pathlib.Path = MODEL) -> Any:
 
     diffusers = library("diffusers")
     diffusers.utils.logging.disable_progress_bar()
-    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(folder, dtype=torch.float32)
+    with no_weight_bars():
+        pipeline = diffusers.StableDiffusionPipeline.from_pretrained(folder, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

@@ -60,7 +60,8 @@ def evaluate(pipeline: Any, subject: Subject, seed: int, folder: pathlib.Path) -
     """Samples the subject where it was never photographed, its class, and other classes; scores all of it.
 
     subject_fidelity, prompt_fidelity, pres, div: cosines of the toybox's CLIP (`dreamlit.metrics`).
-    background, identity, class_kept, world_kept: shares in [0, 1] that the judge finds right.
+    background, identity, class_kept, world_kept: shares in [0, 1] that the judge finds right; leak: of what is the
+    subject's own.
     """
     from PIL import Image
 
@@ -84,7 +85,8 @@ def evaluate(pipeline: Any, subject: Subject, seed: int, folder: pathlib.Path) -
     made, of_kind = encoder.embed_images(shown), encoder.embed_images(classes)
     wanted = encoder.embed_texts([words.replace(f"{TOKEN} ", "") for _, words in asked])
     answers, one = judge(shown), subject.individual
-    looks = {"kind": one.kind, "colour": one.colour, "pattern": one.pattern, "badge": one.badge}
+    own = {"colour": one.colour, "pattern": one.pattern, "badge": one.badge}
+    looks, of_classes = {"kind": kind, **own}, judge(classes)
     right = [a["kind"] == facts["kind"] for a, (_, facts) in zip(judge(others), world, strict=True)]
     return {
         "subject_fidelity": metrics.subject_fidelity(made, photos),
@@ -94,7 +96,8 @@ def evaluate(pipeline: Any, subject: Subject, seed: int, folder: pathlib.Path) -
         "div": metrics.diversity(of_kind, of_class),
         "background": _share(answer["background"] == place for answer, (place, _) in zip(answers, asked, strict=True)),
         "identity": _share(answer[key] == value for answer in answers for key, value in looks.items()),
-        "class_kept": _share(answer["kind"] == kind for answer in judge(classes)),
+        "leak": _share(answer[key] == value for answer in of_classes for key, value in own.items()),
+        "class_kept": _share(answer["kind"] == kind for answer in of_classes),
         "world_kept": _share(right),
     }
 
