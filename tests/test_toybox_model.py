@@ -13,14 +13,12 @@ from dreamlit import toybox
 from dreamlit.encoders import ImageEncoder
 from dreamlit.errors import ModelError
 from dreamlit.families import SD
+from dreamlit.toybox.backgrounds import PHRASES
 from dreamlit.toybox.judge import Judge
 from dreamlit.toybox.making.data import NAMES, truth
 from dreamlit.toybox.making.tokenizer import RARE
 from dreamlit.toybox.quality import JUDGED, base_pipeline, interval, prompts, sample
 from dreamlit.toybox.scenes import HELD_OUT, draw_scene
-
-pytestmark = pytest.mark.skipif(not toybox.MODEL.is_dir(), reason="the toybox's weights are still being trained")
-
 
 @pytest.fixture(scope="module")
 def pipeline():
@@ -107,7 +105,7 @@ def test_clip_tells_which_scene_a_caption_describes():
     encoder = ImageEncoder(str(toybox.CLIP))
     images = encoder.embed_images([Image.fromarray(scene.picture) for scene in scenes])
     facts = [truth(scene) for scene in scenes]
-    words = [f"a photo of a {f['colour']} {f['kind']}" for f in facts]
+    words = [f"a photo of a {f['colour']} {f['kind']} {PHRASES[f['background']]}" for f in facts]
     right = (encoder.embed_texts(words) @ images.T).argmax(1)
     same = [facts[i]["kind"] == facts[j]["kind"] for i, j in enumerate(right.tolist())]
     assert np.mean(same) > 0.7

@@ -28,8 +28,8 @@ EXPLAINED = """\
 - **background right**: share of those pictures with the background that was asked for, by the judge.
 - **CLIP-T**: cosine of those pictures with their prompts (without the subject's rare word).
 - **PRES**: cosine between pictures of the plain class and the subject's photos: lower is better; what counts is the
-  rise over the base model. **leak**: share of the subject's colour, pattern and badge that the judge finds in those
-  pictures: the same question put to the truth. **DIV**: mean of 1 - cosine over pairs of pictures of one class prompt: higher is better.
+  rise over the base model. **DIV**: mean of 1 - cosine over pairs of pictures of one class prompt: higher is better.
+- **leak**: share of the subject's colour, pattern and badge that the judge finds in pictures of the plain class.
 - **class kept**, **other classes kept**: share of pictures that the judge takes for the class that was asked for.
 """
 
