@@ -23,6 +23,7 @@ from dreamlit.images import generate, save_image
 from dreamlit.objective import Losses, Objective
 from dreamlit.optimisation import Schedule, apply_options, check_schedule, schedule
 from dreamlit.process import Process
+from dreamlit.rollout import Predict, RolloutOptions, rollout, rollout_target
 from dreamlit.seeds import address
 from dreamlit.types import Batch
 
@@ -66,6 +67,8 @@ class DreamBooth(LightningModule):
         """What a checkpoint says about its run: filled by whoever knows it (the command, the datamodule)."""
         self.regularised = True
         """Whether there are regularisation samples; the datamodule knows. `Full` keeps no copy of the base without."""
+        self.rollout = RolloutOptions()
+        """Scheduled sampling, off unless the callback `ScheduledSampling` turns it on."""
         self.denoiser: torch.nn.Module | None = None
 
     @functools.cached_property
@@ -124,13 +127,33 @@ class DreamBooth(LightningModule):
         if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)
 
-    def losses(self, batch: Batch) -> Losses:
-        """The objective on one batch."""
+    def losses(self, batch: Batch, offsets: Tensor | None = None) -> Losses:
+        """The objective on one batch. offsets [B]: steps that the model goes to x_t itself (`dreamlit.rollout`)."""
         x_t = self.process.noise(batch.latents, batch.input_eps, batch.t)
         target = self.process.target(batch.latents, batch.eps, batch.t)
+        if offsets is not None and offsets.any():
+            places = self.process, batch.latents
+            x_t = rollout(self._as_it_samples(batch), *places, batch.input_eps, batch.t, offsets, self.rollout)
+            target = rollout_target(*places, batch.eps, batch.t, x_t, offsets, self.rollout)
         base = self.base_prediction(x_t, batch, self.objective.needs_base(batch))
         prediction = self.family.predict(x_t, batch.t, batch.conditioning, batch.frame, denoiser=self.denoiser)
         return self.objective.losses(self.process, prediction, target, batch, base)
+
+    def _as_it_samples(self, batch: Batch) -> Predict:
+        """The denoiser for rows of the batch, without dropout: it takes nothing from the training's random numbers."""
+
+        def predict(x_t: Tensor, t: Tensor, rows: Tensor) -> Tensor:
+            conditioning = {name: value[rows] for name, value in batch.conditioning.items()}
+            training = [part for part in self.modules() if part.training]
+            for part in training:
+                part.training = False
+            try:
+                return self.family.predict(x_t, t, conditioning, batch.frame[rows], denoiser=self.denoiser)
+            finally:
+                for part in training:
+                    part.training = True
+
+        return predict
 
     @torch.no_grad()
     def base_prediction(self, x_t: Tensor, batch: Batch, needed: Tensor) -> Tensor | None:
@@ -149,9 +172,12 @@ class DreamBooth(LightningModule):
         return result
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        losses = self.losses(batch)
+        offsets = None
+        if self.rollout.on:
+            offsets = self.rollout.offsets(self.process, self.seed, batch.keys, batch.t, self.global_step)
+        losses = self.losses(batch, offsets)
         self._log_losses(losses, batch_idx)
-        return {"loss": losses.total, "per_sample": losses.per_sample, "keys": batch.keys}
+        return {"loss": losses.total, "per_sample": losses.per_sample, "keys": batch.keys, "offsets": offsets}
 
     def _log_losses(self, losses: Losses, batch_idx: int) -> None:
         """Logs the loss and its two parts as means over all ranks and over the batches of the optimizer step."""
