@@ -12,6 +12,8 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import LightningModule, Trainer, callbacks
 
+from dreamlit import events
+from dreamlit.callbacks.ema import averaged
 from dreamlit.errors import CheckpointError, CombinationError
 
 STEP_FILE = re.compile(r"step-\d+\.ckpt")
@@ -80,14 +82,14 @@ class RunCheckpoint(callbacks.Checkpoint):
         step = trainer.global_step
         self._save_if(step % self.every_n_steps == 0 or step == trainer.max_steps or trainer.should_stop, trainer)
 
-    def _save_if(self, wanted: bool, trainer: Trainer) -> None:
+    def _save_if(self, wanted: bool, trainer: Trainer, final: bool = False) -> None:
         """Saves a step that is not saved yet.
 
         The last one is saved before Lightning closes the epoch that it stands in, or a resumed run would count that
         epoch as a whole one.
         """
         if wanted and trainer.global_step != self._last_saved_step:
-            self._save_step(trainer, trainer.lightning_module)
+            self._save_step(trainer, trainer.lightning_module, final)
 
     def _hold_stop(self, trainer: Trainer) -> None:
         """Lets an optimizer step in progress be completed before the run stops (by `max_time`, say).
@@ -115,25 +117,30 @@ class RunCheckpoint(callbacks.Checkpoint):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.fast_dev_run:  # pyright: ignore[reportAttributeAccessIssue]
             return
-        self._save_if(True, trainer)
+        self._save_if(True, trainer, final=True)
         if trainer.is_global_zero:
-            for path in pl_module.export(trainer.default_root_dir, stem=run_name(trainer)):  # pyright: ignore
+            for path in export_all(trainer, pl_module, pathlib.Path(trainer.default_root_dir), run_name(trainer)):
                 print(f"adapter: {path}")
             print(f"checkpoints: {checkpoint_folder(trainer)}")
 
-    def _save_step(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _save_step(self, trainer: Trainer, pl_module: LightningModule, final: bool) -> None:
         self._last_saved_step = trainer.global_step
-        self._save(trainer, pl_module, f"step-{trainer.global_step:06d}")
+        final = final or trainer.should_stop or trainer.global_step == trainer.max_steps
+        self._save(trainer, pl_module, f"step-{trainer.global_step:06d}", final)
         if self.keep and trainer.is_global_zero:
             self._rotate(trainer)
 
-    def _save(self, trainer: Trainer, pl_module: LightningModule, stem: str) -> None:
+    def _save(self, trainer: Trainer, pl_module: LightningModule, stem: str, final: bool = False) -> None:
         if trainer.fast_dev_run:  # pyright: ignore[reportAttributeAccessIssue]
             return  # a trial leaves nothing behind
         refuse_non_finite(trainer, pl_module)
-        trainer.save_checkpoint(checkpoint_folder(trainer) / f"{stem}.ckpt")
+        path = checkpoint_folder(trainer) / f"{stem}.ckpt"
+        trainer.save_checkpoint(path)
         if trainer.is_global_zero:
-            pl_module.export(adapter_folder(trainer), stem=f"{run_name(trainer)}-{stem}")  # pyright: ignore
+            files = export_all(trainer, pl_module, adapter_folder(trainer), f"{run_name(trainer)}-{stem}")
+            own, *adapters = (events.within(file, trainer.default_root_dir) for file in (path, *files))
+            saved = events.Checkpoint(step=trainer.global_step, path=own, adapters=tuple(adapters), final=final)
+            events.emit(trainer, saved)
 
     def _rotate(self, trainer: Trainer) -> None:
         """Removes the oldest numbered checkpoints and their adapters; `best` is never removed.
@@ -144,7 +151,8 @@ class RunCheckpoint(callbacks.Checkpoint):
         for path in [path for path in found if step_of(path) <= trainer.global_step][: -self.keep]:
             path.unlink()
             stem = f"{run_name(trainer)}-{path.stem}"
-            for suffix in ("", ".safetensors", "-diffusers.safetensors"):
+            suffixes = ("", ".safetensors", "-diffusers.safetensors")
+            for suffix in (*suffixes, *(f"-ema{suffix}" for suffix in suffixes)):
                 exported = adapter_folder(trainer) / f"{stem}{suffix}"
                 shutil.rmtree(exported) if exported.is_dir() else exported.unlink(missing_ok=True)
 
@@ -158,7 +166,7 @@ class RunCheckpoint(callbacks.Checkpoint):
             trainer.save_checkpoint(pathlib.Path(folder) / "rehearsal.ckpt")
             if trainer.is_global_zero:
                 torch.load(pathlib.Path(folder) / "rehearsal.ckpt", weights_only=True)
-                pl_module.export(folder, stem="rehearsal")  # pyright: ignore
+                export_all(trainer, pl_module, pathlib.Path(folder), "rehearsal")
             trainer.strategy.barrier()
         finally:
             shutil.rmtree(folder, ignore_errors=True)
@@ -188,6 +196,16 @@ def refuse_non_finite(trainer: Trainer, pl_module: LightningModule) -> None:
         f"at step {trainer.global_step} {len(bad)} trained weights are not finite ({bad[0]}, ...); nothing was saved "
         f"and {resume}. Lower the learning rate, set trainer.gradient_clip_val, or use bf16-mixed instead of 16-mixed"
     )
+
+
+def export_all(trainer: Trainer, module: Any, folder: pathlib.Path, stem: str) -> list[pathlib.Path]:
+    """Writes the adapter in each of its formats and, where the run keeps an average to export, that as `STEM-ema`.
+
+    The average goes first, because `dreamlit sample` takes the file that was written last for the run's own.
+    """
+    with averaged(trainer, module, "export") as average:
+        averages = module.export(folder, stem=f"{stem}-ema") if average else []
+    return [*module.export(folder, stem=stem), *averages]
 
 
 def run_name(trainer: Trainer) -> str:

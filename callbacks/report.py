@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from dreamlit import events
 from dreamlit.callbacks.checkpoint import run_name
+from dreamlit.callbacks.ema import average_for, averaged
 from dreamlit.errors import CombinationError, ConfigError, DataError, Faults, ModelError
 from dreamlit.observing import base_denoiser, untouched
 from dreamlit.seeds import address
@@ -32,7 +34,8 @@ class RunReport(Callback):
     It works once, after the final export, and writes into `<default_root_dir>/report`: `before-after.png` (a row for
     each prompt), each image alone in `base` and `adapter` with its recipe inside, `losses.png` and `scores.json`. It
     only looks: the training is the same to the last bit without it. What fails there is a warning, and the run is done.
-    Under ddp the first rank makes the report and the others end.
+    Under ddp the first rank makes the report and the others end. Where the run has an EMA with `report` in its
+    `use_for`, the trained model is the average.
 
     Args:
         prompts: What to make images of, with the subject's name in it as in the captions: "a photo of sks dog in snow".
@@ -172,15 +175,23 @@ class RunReport(Callback):
         from dreamlit.plots import draw_losses
 
         root = pathlib.Path(trainer.default_root_dir)
-        folder, adapter, step, seeds = root / "report", exported(trainer), trainer.global_step, self._seeds(module)
+        average = average_for(trainer, "report")
+        adapter = exported(trainer, "-ema" if average else "")
+        folder, step, seeds = root / "report", trainer.global_step, self._seeds(module)
         negative = {"negative_prompt": self.negative_prompt} if self.negative_prompt else {}
         base = {"base_fingerprint": module.family.fingerprint("denoiser"), "step": step}
-        recipe = {**base, "adapter": adapter.name if adapter else "none", **negative, **self.options}
+        if average:
+            base["average"] = average.describe()
+        recipe = {**base, "adapter": adapter.name if adapter else "not exported", **negative, **self.options}
         made: dict[str, Any] = {"adapter": adapter}
         scores = None
         if images := attempt("the images", self._sample, trainer, module):
             made["before and after"] = attempt("the grid", self._save_images, folder, images, seeds, recipe)
+            if made["before and after"]:
+                events.emit(trainer, events.ValidationImages(step=step, images=self._told_images(seeds)))
             scores = attempt("the scores", self._scores, images, module, seeds) if self.encoder else None
+            if scores:
+                events.emit(trainer, events.Scores(step=step, scores=scores))
         for logger in trainer.loggers:
             logger.save()  # the last rows may still be in memory
         # Lightning has divided the loss of each batch by the number of batches in the step.
@@ -204,7 +215,7 @@ class RunReport(Callback):
         total = 2 * len(seeds) * len(self.prompts + self.class_prompts)
         shown = trainer.progress_bar_callback is not None
         with untouched(module), progress_bar("report images", total, shown) as advance:
-            with trainer.precision_plugin.predict_step_context():
+            with averaged(trainer, module, "report"), trainer.precision_plugin.predict_step_context():
                 adapted = self._draw(module.pipeline(), seeds, advance)
             with base_denoiser(module) as base, trainer.precision_plugin.predict_step_context():
                 before = self._draw(module.family.pipeline(denoiser=base.eval()), seeds, advance)
@@ -233,19 +244,31 @@ class RunReport(Callback):
         from dreamlit.images import save_image
         from dreamlit.plots import Row, before_after, photo_files, read_photo
 
-        recipes = {"base": {**recipe, "adapter": "none"}, "adapter": recipe}
+        of_base = {name: value for name, value in recipe.items() if name != "average"}
+        recipes = {"base": {**of_base, "adapter": "none"}, "adapter": recipe}
         for model, rows in images.items():
             for older in (folder / model).glob("[0-9]*-[0-9]*.png"):  # of a report with more prompts
                 older.unlink()
             for index, (prompt, row) in enumerate(zip(self.prompts + self.class_prompts, rows, strict=True)):
                 for number, (seed, image) in enumerate(zip(seeds, row, strict=True)):
                     text = json.dumps({"prompt": prompt, "seed": seed, **recipes[model]})
-                    save_image(image, folder / model / f"{index:03d}-{number:02d}.png", text)
+                    save_image(image, folder / image_name(model, index, number), text)
         captions = self.prompts + [f"class: {prompt}" for prompt in self.class_prompts]
         rows = [Row(*parts) for parts in zip(captions, images["base"], images["adapter"], strict=True)]
         photos = [read_photo(path) for path in photo_files(self.photos)]
-        grid = before_after(rows, photos, heads=("base model", f"trained, step {recipe['step']}"))
+        trained = "average of the training" if "average" in recipe else "trained"
+        grid = before_after(rows, photos, heads=("base model", f"{trained}, step {recipe['step']}"))
         return save_image(grid, folder / "before-after.png")
+
+    def _told_images(self, seeds: list[int]) -> tuple[events.Image, ...]:
+        """The images as an event has them: the grid, then the trained model's, then the base model's."""
+        told = [events.Image(path="report/before-after.png", model="both")]
+        for model in ("adapter", "base"):
+            for index, prompt in enumerate(self.prompts + self.class_prompts):
+                for number, seed in enumerate(seeds):
+                    path = f"report/{image_name(model, index, number)}"
+                    told.append(events.Image(path=path, model=model, prompt=prompt, seed=seed))
+        return tuple(told)
 
     def _scores(self, images: Images, module: Any, seeds: list[int]) -> Scores:
         """Scores of both models, those that can be computed; and the photos' own similarity beside the fidelity."""
@@ -272,6 +295,10 @@ def image_encoder(path: str, device: Any = "cpu") -> Any:
     from dreamlit.encoders import ImageEncoder
 
     return ImageEncoder(path, device=device)
+
+
+def image_name(model: str, prompt: int, number: int) -> str:
+    return f"{model}/{prompt:03d}-{number:02d}.png"
 
 
 def flat(rows: list[list[Image]]) -> list[Image]:
@@ -303,8 +330,8 @@ def score_lines(scores: Scores | None) -> list[str]:
     return lines
 
 
-def exported(trainer: Trainer) -> pathlib.Path | None:
+def exported(trainer: Trainer, ending: str = "") -> pathlib.Path | None:
     """The final adapter's file (`Full`: its folder), the one for ComfyUI where there are several."""
-    root, name = pathlib.Path(trainer.default_root_dir), run_name(trainer)
+    root, name = pathlib.Path(trainer.default_root_dir), run_name(trainer) + ending
     paths = [root / f"{name}{suffix}" for suffix in (".safetensors", "-diffusers.safetensors", "")]
     return next((path for path in paths if path.exists()), None)

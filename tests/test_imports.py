@@ -41,7 +41,7 @@ SHOWS = (
     *("dreamlit.images", "dreamlit.plots", "dreamlit.metrics", "dreamlit.encoders", "dreamlit.observing"),
     *("dreamlit.datamodules.images", "dreamlit.datamodules.fills"),
 )
-BASICS = ("dreamlit.types", "dreamlit.errors", "dreamlit.seeds", "dreamlit.quiet")
+BASICS = ("dreamlit.types", "dreamlit.errors", "dreamlit.seeds", "dreamlit.quiet", "dreamlit.events")
 
 
 def group(name: str) -> str:
@@ -62,14 +62,22 @@ def group(name: str) -> str:
         ("dreamlit.objective", ("dreamlit.process",)),
         ("dreamlit.adapters", ()),
         ("dreamlit.process", ()),
+        ("dreamlit.rollout", ("dreamlit.process",)),
         ("dreamlit.datamodules", ()),
-        ("dreamlit.callbacks", SHOWS),
+        (
+            "dreamlit.callbacks",
+            (*SHOWS, "dreamlit.averaging", "dreamlit.delivery", "dreamlit.discord", "dreamlit.rollout"),
+        ),
+        ("dreamlit.delivery", ("dreamlit.__version__",)),
+        ("dreamlit.discord", ()),
+        ("dreamlit.averaging", ("dreamlit.export", "dreamlit.formats")),
         ("dreamlit.metrics", ("dreamlit.encoders",)),
         ("dreamlit.encoders", ()),
         ("dreamlit.types", ()),
         ("dreamlit.errors", ()),
         ("dreamlit.seeds", ()),
         ("dreamlit.quiet", ()),
+        ("dreamlit.events", ()),
     ],
 )
 def test_a_layer_imports_only_what_it_may(importer, allowed):

@@ -40,7 +40,7 @@ def _lokr(lr: float) -> dict[str, Any]:
     return {"model.optimizer.init_args.lr": lr}
 
 
-LR = 2e-3
+LR = 2.5e-4
 """The quickstart's learning rate."""
 ARMS: dict[str, Arm] = {
     arm.name: arm
@@ -48,10 +48,10 @@ ARMS: dict[str, Arm] = {
         Arm("base", "no adapter", trained=False),
         Arm("lokr", "LoKr, teacher prior, masks: the quickstart"),
         Arm(
-            "lora", "LoRA of rank 16 on the same layers", _adapter("LyCORIS", 1e-3, algo="lora", rank=16, preset="full")
+            "lora", "LoRA of rank 16 on the same layers", _adapter("LyCORIS", 5e-4, algo="lora", rank=16, preset="full")
         ),
-        Arm("loha", "LoHa of rank 8 on the same layers", _adapter("LyCORIS", 1e-3, algo="loha", rank=8, preset="full")),
-        Arm("full", "all weights of the denoiser", _adapter("Full", 2e-4)),
+        Arm("loha", "LoHa of rank 8 on the same layers", _adapter("LyCORIS", 5e-4, algo="loha", rank=8, preset="full")),
+        Arm("full", "all weights of the denoiser", _adapter("Full", 1e-4)),
         Arm("lokr-no-prior", "LoKr without class images", prior=False),
         Arm(
             "lokr-data-prior",
