@@ -20,6 +20,7 @@ from dreamlit.toybox.making.tokenizer import RARE
 from dreamlit.toybox.quality import JUDGED, base_pipeline, interval, prompts, sample
 from dreamlit.toybox.scenes import HELD_OUT, draw_scene
 
+
 @pytest.fixture(scope="module")
 def pipeline():
     return base_pipeline()
