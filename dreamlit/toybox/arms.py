@@ -40,6 +40,11 @@ def _lokr(lr: float) -> dict[str, Any]:
     return {"model.optimizer.init_args.lr": lr}
 
 
+def _callback(name: str, **options: Any) -> dict[str, Any]:
+    return {"trainer.callbacks": [{"class_path": name, "init_args": options}]}
+
+
+ROLLOUT = {"max_step_offset": 2, "probability": 0.5}
 LR = 2.5e-4
 """The quickstart's learning rate."""
 ARMS: dict[str, Arm] = {
@@ -63,6 +68,14 @@ ARMS: dict[str, Arm] = {
         Arm("lokr-busy-no-masks", "LoKr without masks, the same wall behind every photo", masks=False, busy=True),
         Arm("lokr-lr-low", "LoKr at a third of the learning rate", _lokr(LR / 3)),
         Arm("lokr-lr-high", "LoKr at three times the learning rate", _lokr(LR * 3)),
+        Arm("lokr-ema", "the average of LoKr's weights", _callback("EMA", decay=0.99)),
+        Arm("lokr-rollout", "LoKr, rollout with the corrected target", _callback("ScheduledSampling", **ROLLOUT)),
+        Arm(
+            "lokr-rollout-original",
+            "LoKr, rollout with the original target",
+            _callback("ScheduledSampling", **ROLLOUT, target="original"),
+        ),
+        Arm("lokr-perturbed", "LoKr, input perturbation of 0.1", {"model.objective.input_perturbation": 0.1}),
     )
 }
 

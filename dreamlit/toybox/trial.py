@@ -43,12 +43,14 @@ def run(folder: pathlib.Path) -> None:
 
 
 def attach(pipeline: Any, run_folder: pathlib.Path) -> None:
-    """Puts what the run exported into a stock pipeline: merges the adapter's file, or loads the full weights."""
+    """Puts what the run exported into a stock pipeline: merges the adapter's file (the average's, where the run has
+    one), or loads the full weights."""
     from dreamlit.adapter_files import load_adapter_file, read_factors
     from dreamlit.adapters.targets import layers
     from dreamlit.merging import merge
 
-    file = run_folder / f"{run_folder.name}.safetensors"
+    average = run_folder / f"{run_folder.name}-ema.safetensors"
+    file = average if average.exists() else run_folder / f"{run_folder.name}.safetensors"
     if file.exists():
         tensors, metadata = load_adapter_file(file)
         merge(pipeline.unet, read_factors(tensors, metadata, [layer.name for layer in layers(pipeline.unet)]))
