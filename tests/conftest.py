@@ -52,3 +52,13 @@ def tiny_sd_model(tmp_path_factory) -> pathlib.Path:
     import tiny
 
     return tiny.tiny_sd(tmp_path_factory.mktemp("models") / "tiny-sd")
+
+
+@pytest.fixture
+def dead_url() -> str:
+    """The address of a server that is gone."""
+    from hook_server import Server
+
+    one = Server()
+    one.close()
+    return one.url

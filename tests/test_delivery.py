@@ -29,14 +29,6 @@ def _short_waits(monkeypatch):
     monkeypatch.setattr(delivery, "LONGEST_WAIT_S", 0.01)
 
 
-@pytest.fixture
-def dead_url():
-    """The address of a server that is gone."""
-    one = Server()
-    one.close()
-    return one.url
-
-
 def posting(endpoint):
     def post(record, dropped):
         endpoint.post(json.dumps({"number": record.number, "dropped": dropped}).encode(), "application/json")

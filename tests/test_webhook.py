@@ -38,14 +38,6 @@ def _secrets_and_short_waits(monkeypatch):
     monkeypatch.setattr(delivery, "LONGEST_WAIT_S", 0.01)
 
 
-@pytest.fixture
-def dead_url():
-    """The address of a server that is gone."""
-    one = Server()
-    one.close()
-    return one.url
-
-
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
     return write_photos(tmp_path_factory.mktemp("subject"), [(64, 64)] * 3)

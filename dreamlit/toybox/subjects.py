@@ -35,39 +35,21 @@ class Subject:
         return tuple(name for name in BACKGROUNDS if name not in self.backgrounds)
 
 
-def _subject(name: str, individual: Individual, *backgrounds: str) -> tuple[str, Subject]:
-    return name, Subject(name, individual, backgrounds)
-
-
-SUBJECTS: dict[str, Subject] = dict(
-    (
-        _subject(
-            "bolt",
-            Individual("robot", "purple", "striped", "yellow", "star", "red", genes=101),
-            *("grass", "wood", "sand", "bricks", "snow"),
-        ),
-        _subject(
-            "nemo",
-            Individual("fish", "pink", "checked", "green", "heart", "blue", genes=102),
-            *("water", "tiles", "blanket", "night", "sand"),
-        ),
-        _subject(
-            "mocha",
-            Individual("cup", "orange", "spotted", "purple", "ring", "white", genes=103),
-            *("wood", "blanket", "sunset", "grass", "tiles"),
-        ),
-        _subject(
-            "teddy",
-            Individual("toy", "green", "spotted", "orange", "cross", "white", genes=104),
-            *("blanket", "snow", "bricks", "water", "sunset"),
-        ),
-        _subject(
-            "turbo",
-            Individual("car", "white", "checked", "pink", "diamond", "green", genes=105),
-            *("sand", "tiles", "night", "grass", "bricks"),
-        ),
-    )
-)
+_PLACES = {
+    "bolt": ("grass", "wood", "sand", "bricks", "snow"),
+    "nemo": ("water", "tiles", "blanket", "night", "sand"),
+    "mocha": ("wood", "blanket", "sunset", "grass", "tiles"),
+    "teddy": ("blanket", "snow", "bricks", "water", "sunset"),
+    "turbo": ("sand", "tiles", "night", "grass", "bricks"),
+}
+_INDIVIDUALS = {
+    "bolt": Individual("robot", "purple", "striped", "yellow", "star", "red", genes=101),
+    "nemo": Individual("fish", "pink", "checked", "green", "heart", "blue", genes=102),
+    "mocha": Individual("cup", "orange", "spotted", "purple", "ring", "white", genes=103),
+    "teddy": Individual("toy", "green", "spotted", "orange", "cross", "white", genes=104),
+    "turbo": Individual("car", "white", "checked", "pink", "diamond", "green", genes=105),
+}
+SUBJECTS: dict[str, Subject] = {name: Subject(name, one, _PLACES[name]) for name, one in _INDIVIDUALS.items()}
 
 
 def photographs(subject: Subject, *, backgrounds: tuple[str, ...] | None = None, seed: int = 0) -> list[Scene]:
