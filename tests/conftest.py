@@ -55,6 +55,16 @@ def tiny_sd_model(tmp_path_factory) -> pathlib.Path:
 
 
 @pytest.fixture
+def server():
+    """A server on this machine that records what it gets, and misbehaves as it is told."""
+    from hook_server import Server
+
+    one = Server()
+    yield one
+    one.close()
+
+
+@pytest.fixture
 def dead_url() -> str:
     """The address of a server that is gone."""
     from hook_server import Server

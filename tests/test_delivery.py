@@ -16,13 +16,6 @@ from hook_server import PATIENCE_S, SECRET, TOKEN, Server
 from test_events import record_of
 
 
-@pytest.fixture
-def server():
-    one = Server()
-    yield one
-    one.close()
-
-
 @pytest.fixture(autouse=True)
 def _short_waits(monkeypatch):
     monkeypatch.setattr(delivery, "FIRST_WAIT_S", 0.002)

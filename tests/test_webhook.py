@@ -23,13 +23,6 @@ from runs import assert_same_state, base_config, checkpoint, fit, merged, run, w
 from test_events import faults_of, record_of
 
 
-@pytest.fixture
-def server():
-    one = Server()
-    yield one
-    one.close()
-
-
 @pytest.fixture(autouse=True)
 def _secrets_and_short_waits(monkeypatch):
     monkeypatch.setenv("HOOK_SECRET", SECRET)
