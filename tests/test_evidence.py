@@ -36,7 +36,7 @@ def test_the_reference_arm_is_the_quickstart_with_another_subject():
     one = config("lokr")
     assert one["model"] == BASE["model"] and one["data"]["batch_size"] == BASE["data"]["batch_size"]
     assert [d["id"] for d in one["data"]["datasets"]] == [d["id"] for d in BASE["data"]["datasets"]]
-    assert one["data"]["datasets"][0]["instance_prompt"] == "a photo of sks fish"
+    assert one["data"]["datasets"][0]["instance_data_dir"] == "work/photos/nemo"
     assert one["data"]["datasets"][2]["instance_data_dir"] == "work/class/fish"
 
 
@@ -53,6 +53,7 @@ def test_the_reference_arm_is_the_quickstart_with_another_subject():
         ("lokr-no-prior", {"data.datasets."}),
         ("lokr-no-masks", {"data.datasets."}),
         ("lokr-busy", {"data.datasets."}),
+        ("lokr-short-prompt", {"data.datasets."}),
     ],
 )
 def test_an_arm_changes_what_it_says_and_nothing_else(arm, keys):
@@ -66,6 +67,12 @@ def test_arms_without_masks_or_prior_lack_just_those_datasets():
     assert kinds("lokr-no-prior") == kinds("lokr")[:2]
     assert kinds("lokr-no-masks") == [kinds("lokr")[0], kinds("lokr")[2]]
     assert "conditioning_data" not in config("lokr-no-masks")["data"]["datasets"][0]
+
+
+def test_an_arm_without_captions_gives_every_photo_the_same_prompt():
+    captioned, short = config("lokr")["data"]["datasets"][0], config("lokr-short-prompt")["data"]["datasets"][0]
+    assert captioned["caption_strategy"] == "textfile" and "instance_prompt" not in captioned
+    assert short == {**captioned, "caption_strategy": "instanceprompt", "instance_prompt": "a photo of sks fish"}
 
 
 def test_making_a_configuration_leaves_the_base_and_the_arm_alone():

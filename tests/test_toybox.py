@@ -93,13 +93,16 @@ def test_the_number_of_workers_changes_nothing():
 @pytest.mark.parametrize("name", SUBJECTS)
 def test_photos_of_a_subject_pair_with_their_masks_and_are_in_different_places(name, tmp_path):
     write_photos(tmp_path, SUBJECTS[name])
-    photos, masks = sorted((tmp_path / name).iterdir()), sorted((tmp_path / f"{name}_masks").iterdir())
+    photos, masks = sorted((tmp_path / name).glob("*.png")), sorted((tmp_path / f"{name}_masks").iterdir())
     assert [p.name for p in photos] == [m.name for m in masks] and len(photos) == subjects.PHOTOS
     for photo, mask in zip(photos, masks, strict=True):
         assert Image.open(photo).size == Image.open(mask).size and Image.open(mask).mode == "L"
     truth = json.loads((tmp_path / f"{name}.json").read_text())
     assert len({p["background"] for p in truth["photos"]}) == 5 and len(SUBJECTS[name].unseen) >= 5
-    before = {p: p.read_bytes() for p in (*photos, *masks)}
+    captions = sorted((tmp_path / name).glob("*.txt"))
+    for caption, photo, told in zip(captions, photos, truth["photos"], strict=True):
+        assert caption.stem == photo.stem and caption.read_text().strip().endswith(PHRASES[told["background"]])
+    before = {p: p.read_bytes() for p in (*photos, *captions, *masks)}
     write_photos(tmp_path, SUBJECTS[name])
     assert before == {p: p.read_bytes() for p in before}
 

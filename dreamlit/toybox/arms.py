@@ -10,9 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from dreamlit.toybox.subjects import SUBJECTS
-
-TOKEN = "sks"
+from dreamlit.toybox.subjects import SUBJECTS, TOKEN
 
 
 @dataclass(frozen=True)
@@ -24,6 +22,8 @@ class Arm:
     changes: Mapping[str, Any] = field(default_factory=dict)
     prior: bool = True
     masks: bool = True
+    captions: bool = True
+    """Captions that say where each photo was taken; else all photos have the same short prompt."""
     busy: bool = False
     """The five photos all have the same brick wall behind the subject, as a hasty photographer's have."""
     trained: bool = True
@@ -45,17 +45,16 @@ def _callback(name: str, **options: Any) -> dict[str, Any]:
 
 
 ROLLOUT = {"max_step_offset": 2, "probability": 0.5}
-LR = 2.5e-4
+CONSTANT = {"model.lr_scheduler": "constant"}
+LR = 1e-3
 """The quickstart's learning rate."""
 ARMS: dict[str, Arm] = {
     arm.name: arm
     for arm in (
         Arm("base", "no adapter", trained=False),
         Arm("lokr", "LoKr, teacher prior, masks: the quickstart"),
-        Arm(
-            "lora", "LoRA of rank 16 on the same layers", _adapter("LyCORIS", 5e-4, algo="lora", rank=16, preset="full")
-        ),
-        Arm("loha", "LoHa of rank 8 on the same layers", _adapter("LyCORIS", 5e-4, algo="loha", rank=8, preset="full")),
+        Arm("lora", "LoRA of rank 16 on the same layers", _adapter("LyCORIS", LR, algo="lora", rank=16, preset="full")),
+        Arm("loha", "LoHa of rank 8 on the same layers", _adapter("LyCORIS", LR, algo="loha", rank=8, preset="full")),
         Arm("full", "all weights of the denoiser", _adapter("Full", 1e-4)),
         Arm("lokr-no-prior", "LoKr without class images", prior=False),
         Arm(
@@ -63,12 +62,21 @@ ARMS: dict[str, Arm] = {
             "LoKr, class images as targets, as in the paper",
             {"model.objective.prior_target": "data"},
         ),
+        Arm("lokr-weak-prior", "LoKr, prior_loss_weight 1 as in the paper", {"model.objective.prior_loss_weight": 1.0}),
         Arm("lokr-no-masks", "LoKr without masks", masks=False),
-        Arm("lokr-busy", "LoKr with masks, the same wall behind every photo", busy=True),
-        Arm("lokr-busy-no-masks", "LoKr without masks, the same wall behind every photo", masks=False, busy=True),
+        Arm("lokr-short-prompt", "LoKr, the same prompt for every photo instead of captions", captions=False),
+        Arm(
+            "lokr-busy",
+            "LoKr with masks, the same wall behind every photo and no caption that says so",
+            captions=False,
+            busy=True,
+        ),
+        Arm("lokr-busy-no-masks", "the same without masks", captions=False, masks=False, busy=True),
         Arm("lokr-lr-low", "LoKr at a third of the learning rate", _lokr(LR / 3)),
         Arm("lokr-lr-high", "LoKr at three times the learning rate", _lokr(LR * 3)),
         Arm("lokr-ema", "the average of LoKr's weights", _callback("EMA", decay=0.99)),
+        Arm("lokr-constant", "LoKr at a constant learning rate", CONSTANT),
+        Arm("lokr-constant-ema", "the average of that one's weights", {**CONSTANT, **_callback("EMA", decay=0.99)}),
         Arm("lokr-rollout", "LoKr, rollout with the corrected target", _callback("ScheduledSampling", **ROLLOUT)),
         Arm(
             "lokr-rollout-original",
@@ -106,7 +114,9 @@ class Trial:
         kind = SUBJECTS[self.subject].individual.kind
         photos = work / ("busy" if self.arm.busy else "photos")
         subject, masks, of_class = config["data"]["datasets"]
-        subject |= {"instance_data_dir": str(photos / self.subject), "instance_prompt": f"a photo of {TOKEN} {kind}"}
+        subject["instance_data_dir"] = str(photos / self.subject)
+        if not self.arm.captions:
+            subject |= {"caption_strategy": "instanceprompt", "instance_prompt": f"a photo of {TOKEN} {kind}"}
         masks["instance_data_dir"] = str(photos / f"{self.subject}_masks")
         of_class["instance_data_dir"] = str(work / "class" / kind)
         datasets = [subject]

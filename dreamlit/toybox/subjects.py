@@ -2,7 +2,8 @@
 
     python -m dreamlit.toybox.subjects --output photos/toybox --subject bolt
 
-writes `bolt/*.png` (five photos), `bolt_masks/*.png` (of the same names) and `bolt.json` (what is on them).
+writes `bolt/*.png` (five photos, each with its caption in a text file beside it), `bolt_masks/*.png` (of the same
+names) and `bolt.json` (what is on them).
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 from PIL import Image
 
-from dreamlit.toybox.backgrounds import BACKGROUNDS
+from dreamlit.toybox.backgrounds import BACKGROUNDS, PHRASES
 from dreamlit.toybox.scenes import Individual, Scene, draw_pose, render
 
+TOKEN = "sks"
+"""The rare word that becomes the subject's name."""
 PHOTOS = 5
 PHOTO_SIZES = ((128, 128), (160, 96), (128, 128), (96, 160), (128, 128))
 """Widths and heights of the five photos, in pixels: twice the scenes of the training set, as photos are larger too."""
@@ -66,7 +69,10 @@ def photographs(subject: Subject, *, backgrounds: tuple[str, ...] | None = None,
 def write_photos(
     folder: pathlib.Path, subject: Subject, *, backgrounds: tuple[str, ...] | None = None, seed: int = 0
 ) -> None:
-    """Writes photos, masks and the truth. Files that exist are replaced by the same bytes."""
+    """Writes photos, captions, masks and the truth. Files that exist are replaced by the same bytes.
+
+    A caption says where the subject is ("a photo of sks robot on grass"), so that the place is not learned with it.
+    """
     photos, masks = folder / subject.name, folder / f"{subject.name}_masks"
     photos.mkdir(parents=True, exist_ok=True)
     masks.mkdir(exist_ok=True)
@@ -75,6 +81,8 @@ def write_photos(
         name = f"{subject.name}-{index + 1}.png"
         Image.fromarray(scene.picture).save(photos / name)
         Image.fromarray(scene.mask).save(masks / name)
+        caption = f"a photo of {TOKEN} {subject.individual.kind} {PHRASES[scene.background]}"
+        (photos / name).with_suffix(".txt").write_text(caption + "\n", encoding="utf-8")
         notes.append({"file": name, "background": scene.background, "pose": asdict(scene.pose)})
     truth = {"subject": asdict(subject.individual), "photos": notes}
     (folder / f"{subject.name}.json").write_text(json.dumps(truth, indent=1) + "\n", encoding="utf-8")

@@ -14,11 +14,11 @@ import time
 from typing import Any
 
 from dreamlit.toybox import CLIP
-from dreamlit.toybox.arms import TOKEN
 from dreamlit.toybox.backgrounds import PHRASES
 from dreamlit.toybox.judge import Judge
 from dreamlit.toybox.quality import base_pipeline, prompts, sample
-from dreamlit.toybox.subjects import SUBJECTS, Subject, photographs
+from dreamlit.toybox.scenes import draw_pose, render
+from dreamlit.toybox.subjects import SUBJECTS, TOKEN, Subject, photographs
 
 REPEATS = 4
 """Pictures for each background."""
@@ -31,9 +31,9 @@ def run(folder: pathlib.Path) -> None:
     if trial["trained"]:
         from dreamlit.training_cli import run as dreamlit
 
-        started = time.perf_counter()
+        started = time.process_time()  # one thread each: another trial on the same core does not count
         dreamlit(["fit", "--config", str(folder / "run.yaml")])
-        seconds = time.perf_counter() - started
+        seconds = time.process_time() - started
         attach(pipeline, folder / "run")
     scores = evaluate(pipeline, SUBJECTS[trial["subject"]], trial["seed"], folder)
     result = {**trial, "seconds": round(seconds, 1), "scores": scores}
@@ -61,7 +61,8 @@ def attach(pipeline: Any, run_folder: pathlib.Path) -> None:
 def evaluate(pipeline: Any, subject: Subject, seed: int, folder: pathlib.Path) -> dict[str, float]:
     """Samples the subject where it was never photographed, its class, and other classes; scores all of it.
 
-    subject_fidelity, prompt_fidelity, pres, div: cosines of the toybox's CLIP (`dreamlit.metrics`).
+    subject_fidelity, prompt_fidelity, pres, div: cosines of the toybox's CLIP (`dreamlit.metrics`); photos_similarity,
+    drawn, decoded: what subject_fidelity is for the photos among themselves and for `drawings` of the subject itself.
     background, identity, class_kept, world_kept: shares in [0, 1] that the judge finds right; leak: of what is the
     subject's own.
     """
@@ -86,6 +87,8 @@ def evaluate(pipeline: Any, subject: Subject, seed: int, folder: pathlib.Path) -
     photos = encoder.embed_images([Image.fromarray(scene.picture) for scene in photographs(subject)])
     made, of_kind = encoder.embed_images(shown), encoder.embed_images(classes)
     wanted = encoder.embed_texts([words.replace(f"{TOKEN} ", "") for _, words in asked])
+    drawn = drawings(subject)
+    decoded = through_autoencoder(pipeline.vae, drawn)
     answers, one = judge(shown), subject.individual
     own = {"colour": one.colour, "pattern": one.pattern, "badge": one.badge}
     looks, of_classes = {"kind": kind, **own}, judge(classes)
@@ -93,6 +96,8 @@ def evaluate(pipeline: Any, subject: Subject, seed: int, folder: pathlib.Path) -
     return {
         "subject_fidelity": metrics.subject_fidelity(made, photos),
         "photos_similarity": metrics.mutual_similarity(photos),
+        "drawn": metrics.subject_fidelity(encoder.embed_images(drawn), photos),
+        "decoded": metrics.subject_fidelity(encoder.embed_images(decoded), photos),
         "prompt_fidelity": metrics.prompt_fidelity(made, wanted),
         "pres": metrics.preservation(of_kind, photos),
         "div": metrics.diversity(of_kind, of_class),
@@ -102,6 +107,31 @@ def evaluate(pipeline: Any, subject: Subject, seed: int, folder: pathlib.Path) -
         "class_kept": _share(answer["kind"] == kind for answer in of_classes),
         "world_kept": _share(right),
     }
+
+
+def drawings(subject: Subject) -> list[Any]:
+    """The subject itself, drawn in the places where it was never photographed: what a perfect run would show."""
+    import numpy as np
+    from PIL import Image
+
+    places = [place for place in subject.unseen for _ in range(REPEATS)]
+    scenes = []
+    for index, place in enumerate(places):
+        rng = np.random.default_rng((subject.individual.genes, index, 11))
+        scenes.append(render(subject.individual, draw_pose(rng), place, int(rng.integers(2**31)), (64, 64)))
+    return [Image.fromarray(scene.picture) for scene in scenes]
+
+
+def through_autoencoder(vae: Any, images: list[Any]) -> list[Any]:
+    """The images as the model's autoencoder gives them back: no picture that the model makes can be truer."""
+    import numpy as np
+    import torch
+    from diffusers.image_processor import VaeImageProcessor
+
+    pixels = torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2) / 127.5 - 1
+    with torch.no_grad():
+        back = vae.decode(vae.encode(pixels.to(vae.dtype)).latent_dist.mode()).sample
+    return VaeImageProcessor().postprocess(back.float())  # pyright: ignore[reportReturnType]
 
 
 def _share(right: Any) -> float:
