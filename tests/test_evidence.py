@@ -7,11 +7,14 @@ import pathlib
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
+from dreamlit.combinations import data_faults
 from dreamlit.errors import DataError
 from dreamlit.toybox import evidence, evidence_report
 from dreamlit.toybox.arms import ARMS, Arm, Trial, put
+from dreamlit.training_cli import parts_of
 
 BASE = evidence.quickstart()
 WORK = pathlib.Path("work")
@@ -50,7 +53,7 @@ def test_the_reference_arm_is_the_quickstart_with_another_subject():
         ("lokr-rollout", {"trainer.callbacks."}),
         ("lokr-rollout-original", {"trainer.callbacks."}),
         ("lokr-perturbed", {"model.objective.input_perturbation."}),
-        ("lokr-no-prior", {"data.datasets."}),
+        ("lokr-no-prior", {"data.datasets.", "model.objective.prior_loss_weight."}),
         ("lokr-no-masks", {"data.datasets."}),
         ("lokr-busy", {"data.datasets."}),
         ("lokr-short-prompt", {"data.datasets."}),
@@ -58,6 +61,21 @@ def test_the_reference_arm_is_the_quickstart_with_another_subject():
 )
 def test_an_arm_changes_what_it_says_and_nothing_else(arm, keys):
     assert changed(arm) == keys
+
+
+@pytest.mark.parametrize("arm", [name for name, arm in ARMS.items() if arm.trained])
+def test_no_arm_has_a_setting_that_would_do_nothing(arm, tmp_path):
+    """What `dreamlit fit` refuses before the model loads."""
+    wanted = Trial(ARMS[arm], "nemo", 0, 30).config(BASE, tmp_path)
+    for dataset in wanted["data"]["datasets"]:
+        pathlib.Path(dataset["instance_data_dir"]).mkdir(parents=True, exist_ok=True)
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(wanted))
+    module, data = parts_of(str(tmp_path / "run.yaml"))
+    assert not data_faults(module, data)
+
+
+def test_every_arm_is_compared_with_one_that_exists():
+    assert {arm.against for arm in ARMS.values()} <= ARMS.keys()
 
 
 def test_arms_without_masks_or_prior_lack_just_those_datasets():
@@ -115,7 +133,7 @@ def test_a_finished_trial_is_not_run_again_and_a_failing_one_says_why(tmp_path, 
 
 
 def result(arm, subject, seed, seconds=60.0, **scores):
-    values = dict.fromkeys([*evidence_report.SCORES, "photos_similarity"], 0.5) | scores
+    values = dict.fromkeys([*evidence_report.SCORES, "photos_similarity", "decoded"], 0.5) | scores
     facts = {"arm": arm, "subject": subject, "seed": seed, "steps": 100, "seconds": seconds}
     return {**facts, "scores": values, "folder": f"{arm}-{seed}"}
 
@@ -160,7 +178,9 @@ def test_the_report_tells_what_the_results_say(tmp_path, capsys):
     evidence_report.write_report(results, [], tmp_path / "docs", tmp_path, "the command")
     text = (tmp_path / "docs" / "README.md").read_text()
     assert "75% of the way from the base's subject fidelity (0.600)" in text
-    assert "PRES from 0.700 to 0.550 (base 0.500), leak from" in text and "for 1.3% of subject fidelity" in text
+    assert "PRES from 0.700 to 0.550 (-21%; base 0.500, 75% of its rise), leak from" in text
+    assert "for 1.3% of subject fidelity" in text
+    assert "| lokr-no-masks | lokr | +0.000 ± 0.000 | +0.000 ± 0.000 | **-0.250 ± 0.000** |" in text
     assert "right backgrounds by +0.250 ± 0.000 (five places)" in text
     assert "`the command`" in text and "| lokr-no-prior | 0.760 ± 0.000" in text
     assert json.loads((tmp_path / "docs" / "results.json").read_text())["steps"] == results

@@ -27,6 +27,8 @@ class Arm:
     busy: bool = False
     """The five photos all have the same brick wall behind the subject, as a hasty photographer's have."""
     trained: bool = True
+    against: str = "lokr"
+    """The arm that it is compared with: the one that differs in nothing else."""
 
 
 def _adapter(name: str, lr: float, **options: Any) -> dict[str, Any]:
@@ -45,7 +47,7 @@ def _callback(name: str, **options: Any) -> dict[str, Any]:
 
 
 ROLLOUT = {"max_step_offset": 2, "probability": 0.5}
-CONSTANT = {"model.lr_scheduler": "constant"}
+CONSTANT = {"model.lr_scheduler": "constant_with_warmup"}
 LR = 1e-3
 """The quickstart's learning rate."""
 ARMS: dict[str, Arm] = {
@@ -71,12 +73,24 @@ ARMS: dict[str, Arm] = {
             captions=False,
             busy=True,
         ),
-        Arm("lokr-busy-no-masks", "the same without masks", captions=False, masks=False, busy=True),
+        Arm(
+            "lokr-busy-no-masks",
+            "the same without masks",
+            captions=False,
+            masks=False,
+            busy=True,
+            against="lokr-busy",
+        ),
         Arm("lokr-lr-low", "LoKr at a third of the learning rate", _lokr(LR / 3)),
         Arm("lokr-lr-high", "LoKr at three times the learning rate", _lokr(LR * 3)),
         Arm("lokr-ema", "the average of LoKr's weights", _callback("EMA", decay=0.99)),
         Arm("lokr-constant", "LoKr at a constant learning rate", CONSTANT),
-        Arm("lokr-constant-ema", "the average of that one's weights", {**CONSTANT, **_callback("EMA", decay=0.99)}),
+        Arm(
+            "lokr-constant-ema",
+            "the average of that one's weights",
+            {**CONSTANT, **_callback("EMA", decay=0.99)},
+            against="lokr-constant",
+        ),
         Arm("lokr-rollout", "LoKr, rollout with the corrected target", _callback("ScheduledSampling", **ROLLOUT)),
         Arm(
             "lokr-rollout-original",
@@ -126,6 +140,8 @@ class Trial:
             del subject["conditioning_data"]
         if self.arm.prior:
             datasets.append(of_class)
+        else:
+            put(config, "model.objective.prior_loss_weight", None)
         config["data"] |= {"datasets": datasets, "cache_dir": str(work / "cache")}
         config["seed_everything"] = self.seed
         config["trainer"] |= {"max_steps": self.steps, "enable_progress_bar": False}

@@ -21,9 +21,13 @@ SCORES = {
     "class_kept": "class kept",
     "world_kept": "other classes kept",
 }
+CEILINGS = ("photos_similarity", "decoded")
+COMPARED = ("subject_fidelity", "identity", "background", "pres", "leak", "div")
+"""The scores whose differences are shown arm by arm."""
 EXPLAINED = """\
 - **subject fidelity**: mean cosine between pictures of the subject in places where it was never photographed and its
-  photos, by the toybox's CLIP. The photos' own mutual similarity is the ceiling to compare with.
+  photos, by the toybox's CLIP. Two measures go with it: the photos' own mutual similarity, and the fidelity that true
+  drawings of the subject in those places keep after they went through the model's autoencoder ("decoded").
 - **identity**: share of the subject's class, colour, pattern and badge that the judge finds in those pictures.
 - **background right**: share of those pictures with the background that was asked for, by the judge.
 - **CLIP-T**: cosine of those pictures with their prompts (without the subject's rare word).
@@ -80,6 +84,29 @@ def table(results: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def differences(results: Sequence[dict[str, Any]]) -> str:
+    """Markdown: each arm minus the one it is compared with, paired by subject and seed, with half its 95 % interval."""
+    grouped = by_arm(results)
+    shown = [name for name in grouped if ARMS[name].against in grouped and ARMS[name].against != name]
+    shown = [name for name in shown if ARMS[name].trained]
+    if not shown:
+        return ""
+    lines = [
+        "| arm | against | " + " | ".join(SCORES[score] for score in COMPARED) + " |",
+        "| --- | --- |" + " --- |" * len(COMPARED),
+    ]
+    for name in shown:
+        cells = [told(*paired(results, name, ARMS[name].against, score)) for score in COMPARED]
+        lines.append(f"| {name} | {ARMS[name].against} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def told(mean: float, half: float) -> str:
+    """A difference, in bold where its interval leaves zero out."""
+    text = f"{mean:+.3f} ± {half:.3f}"
+    return f"**{text}**" if abs(mean) > half else text
+
+
 def paired(results: Sequence[dict[str, Any]], arm: str, other: str, score: str) -> tuple[float, float]:
     """Mean difference `arm` minus `other` of the same subject and seed, with half its 95 % interval."""
     grouped = by_arm(results)
@@ -95,19 +122,28 @@ def claims(results: Sequence[dict[str, Any]]) -> list[str]:
         return interval([result["scores"][score] for result in grouped[arm]])[0]
 
     if {"base", "lokr"} <= grouped.keys():
-        base, ceiling = mean("base", "subject_fidelity"), mean("base", "photos_similarity")
+        base, ceiling, drawn = mean("base", "subject_fidelity"), *(mean("base", score) for score in CEILINGS)
         way = (mean("lokr", "subject_fidelity") - base) / (ceiling - base)
         lines.append(
             f"The quickstart goes {way:.0%} of the way from the base's subject fidelity ({base:.3f}) to the photos' "
-            f"own mutual similarity ({ceiling:.3f}); the background is right in {mean('lokr', 'background'):.0%}."
+            f"own mutual similarity ({ceiling:.3f}; true drawings of it through the autoencoder reach {drawn:.3f}); "
+            f"the background is right in {mean('lokr', 'background'):.0%}."
         )
     if {"base", "lokr", "lokr-no-prior"} <= grouped.keys():
         lost = 1 - mean("lokr", "subject_fidelity") / mean("lokr-no-prior", "subject_fidelity")
         changes = []
         for score, name in (("pres", "PRES"), ("leak", "leak")):
             base, without, with_ = (mean(arm, score) for arm in ("base", "lokr-no-prior", "lokr"))
-            changes.append(f"{name} from {without:.3f} to {with_:.3f} (base {base:.3f})")
+            risen = f", {1 - (with_ - base) / (without - base):.0%} of its rise" if without > base else ""
+            changes.append(
+                f"{name} from {without:.3f} to {with_:.3f} ({with_ / without - 1:+.0%}; base {base:.3f}{risen})"
+            )
         lines.append(f"The teacher prior changes {', '.join(changes)}, for {lost:.1%} of subject fidelity.")
+    if {"lokr", "lokr-short-prompt"} <= grouped.keys():
+        gains = [told(*paired(results, "lokr", "lokr-short-prompt", s)) for s in ("subject_fidelity", "background")]
+        lines.append(
+            f"Captions beside the photos change subject fidelity by {gains[0]}, right backgrounds by {gains[1]}."
+        )
     for busy in ("lokr", "lokr-busy"):
         if {busy, f"{busy}-no-masks"} <= grouped.keys():
             difference, half = paired(results, busy, f"{busy}-no-masks", "background")
@@ -170,22 +206,26 @@ def write_report(
     output.mkdir(parents=True, exist_ok=True)
     subjects = list(dict.fromkeys(result["subject"] for result in results))
     seeds = len({result["seed"] for result in results})
-    told = claims(results)
+    said = claims(results)
     text = [
         "# Evidence",
         "",
         f"Made by `{command}`. Mean ± half a 95 % interval over {len(subjects)} subjects "
         f"({', '.join(subjects)}) x {seeds} seeds; seconds are of one core with another trial beside it.",
         "",
-        *(f"- {line}" for line in told),
+        *(f"- {line}" for line in said),
         "",
         "## Equal steps",
         "",
         table(results),
         "",
+        "What an arm changes, paired by subject and seed; bold where the 95 % interval leaves zero out:",
+        "",
+        differences(results),
+        "",
         "![scores](scores.png)",
         "",
-        *(["## Equal time", "", table(timed), ""] if timed else []),
+        *(["## Equal time", "", table(timed), "", differences(timed), ""] if timed else []),
         "## The arms",
         "",
         *(f"- `{name}`: {ARMS[name].what}" for name in by_arm(results)),
@@ -202,5 +242,5 @@ def write_report(
     draw_plot(results, output / "scores.png")
     for subject in subjects:
         draw_sheet(results, work, output / f"sheet-{subject}.png", subject)
-    print("\n".join(told))
+    print("\n".join(said))
     print(f"report: {output / 'README.md'}")
