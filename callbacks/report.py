@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import pathlib
 import warnings
@@ -16,16 +15,16 @@ from dreamlit.callbacks.checkpoint import run_name
 from dreamlit.callbacks.ema import average_for, averaged
 from dreamlit.errors import CombinationError, ConfigError, DataError, Faults, ModelError
 from dreamlit.observing import base_denoiser, untouched
+from dreamlit.previewing import Picture, Sampling, draw, seed_faults, size_faults
+from dreamlit.prompts import text_faults
+from dreamlit.report_scores import score_lines, scores_of
 from dreamlit.seeds import address
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
 
-    Scores = dict[str, dict[str, float]]
-    """Name -> {"base", "adapter" and, where they have one of their own, "photos": value}."""
-    Images = dict[str, list[list[Image]]]
-    """Images of "base" and "adapter": a list for each prompt, an image for each seed."""
+    from dreamlit.report_scores import Images, Scores
 
 
 class RunReport(Callback):
@@ -74,9 +73,8 @@ class RunReport(Callback):
         self.batch_size = batch_size
         self.photos = pathlib.Path(photos) if photos else None
         self.encoder = encoder
-        self.negative_prompt = negative_prompt
+        self.sampling = Sampling(steps, guidance_scale, negative_prompt=negative_prompt)
         self.size = {name: value for name, value in (("width", width), ("height", height)) if value is not None}
-        self.options: dict[str, Any] = {"num_inference_steps": steps, "guidance_scale": guidance_scale, **self.size}
         self._losses: dict[int, list[Tensor]] = {}
         faults = Faults("RunReport cannot make a report with these options", ConfigError)
         for line in (*self._text_faults(), *self._number_faults(), *self._path_faults()):
@@ -86,31 +84,24 @@ class RunReport(Callback):
     # checks -------------------------------------------------------------------------------------------------------
 
     def _text_faults(self) -> Iterator[str]:
-        for name, texts in (("prompts", self.prompts), ("class_prompts", self.class_prompts)):
-            if not isinstance(texts, list) or not all(isinstance(text, str) and text.strip() for text in texts):
-                yield f"{name} is {texts!r}; it must be a list of prompts, none of them empty"
+        yield from text_faults("prompts", self.prompts)
+        yield from text_faults("class_prompts", self.class_prompts)
         if self.prompts == []:
             yield "prompts is empty; give at least one, such as 'a photo of sks dog on a beach'"
-        if self.negative_prompt and self.options["guidance_scale"] <= 1:
-            yield "negative_prompt would do nothing: it needs a guidance_scale above 1"
 
     def _number_faults(self) -> Iterator[str]:
-        numbers = {"steps": self.options["num_inference_steps"], "batch_size": self.batch_size, **self.size}
+        yield from self.sampling.faults()
+        numbers = {"batch_size": self.batch_size, **self.size}
         if self.images_per_prompt is not None:
             numbers["images_per_prompt"] = self.images_per_prompt
         for name, value in numbers.items():
             if value < 1:
                 yield f"{name} is {value}; it must be at least 1"
-        if not 0 <= self.options["guidance_scale"] < float("inf"):
-            yield f"guidance_scale is {self.options['guidance_scale']}; it must be finite and not negative"
         if self.seeds is None:
             return
         if self.images_per_prompt is not None:
             yield "seeds and images_per_prompt are both given; one image is made for each seed, so leave one out"
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            yield f"seeds is {self.seeds}; give at least one, each once: the same seed makes the same image"
-        if any(not 0 <= seed < 2**63 for seed in self.seeds):
-            yield f"seeds is {self.seeds}; each must be from 0 to 2^63 - 1"
+        yield from seed_faults(self.seeds)
 
     def _path_faults(self) -> Iterator[str]:
         from dreamlit.plots import photo_files
@@ -127,18 +118,14 @@ class RunReport(Callback):
         except ModelError as error:
             yield f"encoder: {error}"
 
-    def model_faults(self, family: Any) -> list[str]:
-        """Options that do not fit the model, one line each; nothing is loaded."""
-        wrong = {name: value for name, value in self.size.items() if value % family.stride}
-        return [f"{name} is {value}; this model needs a multiple of {family.stride}" for name, value in wrong.items()]
-
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         from dreamlit.plots import photo_files, read_photo
 
         if stage != "fit":
             return
         faults = Faults("RunReport cannot make a report", CombinationError)
-        for line in self.model_faults(pl_module.family):
+        family: Any = pl_module.family
+        for line in (*self.sampling.model_faults(family), *size_faults([Picture("", 0, **self.size)], family.stride)):
             faults.add(line)
         for path in photo_files(self.photos):
             try:
@@ -178,15 +165,14 @@ class RunReport(Callback):
         average = average_for(trainer, "report")
         adapter = exported(trainer, "-ema" if average else "")
         folder, step, seeds = root / "report", trainer.global_step, self._seeds(module)
-        negative = {"negative_prompt": self.negative_prompt} if self.negative_prompt else {}
         base = {"base_fingerprint": module.family.fingerprint("denoiser"), "step": step}
         if average:
             base["average"] = average.describe()
-        recipe = {**base, "adapter": adapter.name if adapter else "not exported", **negative, **self.options}
+        facts = {**base, "adapter": adapter.name if adapter else "not exported"}
         made: dict[str, Any] = {"adapter": adapter}
         scores = None
         if images := attempt("the images", self._sample, trainer, module):
-            made["before and after"] = attempt("the grid", self._save_images, folder, images, seeds, recipe)
+            made["before and after"] = attempt("the grid", self._save_images, folder, images, seeds, facts)
             if made["before and after"]:
                 events.emit(trainer, events.ValidationImages(step=step, images=self._told_images(seeds)))
             scores = attempt("the scores", self._scores, images, module, seeds) if self.encoder else None
@@ -198,8 +184,9 @@ class RunReport(Callback):
         seen = {at: float(sum(parts)) for at, parts in self._losses.items()}
         losses = folder / "losses.png", root, seen, step, run_name(trainer)
         made["losses"] = attempt("the loss plot", draw_losses, *losses)
-        prompts = {"prompts": self.prompts, "class_prompts": self.class_prompts, "seeds": seeds}
-        content = {**recipe, **prompts, "scores": scores}
+        settings = self.sampling.recipe(Picture("", 0, **self.size))
+        settings |= {"prompts": self.prompts, "class_prompts": self.class_prompts, "seeds": seeds}
+        content = {**facts, **{k: v for k, v in settings.items() if k not in ("prompt", "seed")}, "scores": scores}
         made["scores" if scores else "settings"] = attempt("scores.json", save_json, folder / "scores.json", content)
         print("report:", *(f"  {name}: {path}" for name, path in made.items() if path), *score_lines(scores), sep="\n")
 
@@ -222,42 +209,37 @@ class RunReport(Callback):
         return {"base": before, "adapter": adapted}
 
     def _draw(self, pipeline: Any, seeds: list[int], advance: Callable[[int], None]) -> list[list[Image]]:
-        import torch
-
-        wanted = [(prompt, seed) for prompt in self.prompts + self.class_prompts for seed in seeds]
+        prompts = self.prompts + self.class_prompts
+        wanted = [Picture(prompt, seed, **self.size) for prompt in prompts for seed in seeds]
         images: list[Image] = []
-        for start in range(0, len(wanted), self.batch_size):
-            prompts, own = zip(*wanted[start : start + self.batch_size], strict=True)
-            # Noise from the CPU and from each image's own seed: the same on every device and in every batch.
-            noise = [torch.Generator().manual_seed(seed) for seed in own]
-            # An empty negative prompt is left out: SDXL then takes zeros, as it was trained, not the embedding of "".
-            against = {"negative_prompt": [self.negative_prompt] * len(own)} if self.negative_prompt else {}
-            images += pipeline(list(prompts), generator=noise, **against, **self.options).images
-            advance(len(own))
+        for _, image in draw(pipeline, wanted, self.sampling, batch_size=self.batch_size):
+            images.append(image)
+            advance(1)
         return [images[start : start + len(seeds)] for start in range(0, len(images), len(seeds))]
 
     # what is written ----------------------------------------------------------------------------------------------
 
     def _save_images(
-        self, folder: pathlib.Path, images: Images, seeds: list[int], recipe: dict[str, Any]
+        self, folder: pathlib.Path, images: Images, seeds: list[int], facts: dict[str, Any]
     ) -> pathlib.Path:
         from dreamlit.images import save_image
         from dreamlit.plots import Row, before_after, photo_files, read_photo
 
-        of_base = {name: value for name, value in recipe.items() if name != "average"}
-        recipes = {"base": {**of_base, "adapter": "none"}, "adapter": recipe}
+        of_base = {name: value for name, value in facts.items() if name != "average"}
+        weights = {"base": {**of_base, "adapter": "none"}, "adapter": facts}
         for model, rows in images.items():
             for older in (folder / model).glob("[0-9]*-[0-9]*.png"):  # of a report with more prompts
                 older.unlink()
             for index, (prompt, row) in enumerate(zip(self.prompts + self.class_prompts, rows, strict=True)):
                 for number, (seed, image) in enumerate(zip(seeds, row, strict=True)):
-                    text = json.dumps({"prompt": prompt, "seed": seed, **recipes[model]})
+                    recipe = self.sampling.recipe(Picture(prompt, seed, **self.size))
+                    text = json.dumps({**recipe, **weights[model]})
                     save_image(image, folder / image_name(model, index, number), text)
         captions = self.prompts + [f"class: {prompt}" for prompt in self.class_prompts]
         rows = [Row(*parts) for parts in zip(captions, images["base"], images["adapter"], strict=True)]
         photos = [read_photo(path) for path in photo_files(self.photos)]
-        trained = "average of the training" if "average" in recipe else "trained"
-        grid = before_after(rows, photos, heads=("base model", f"{trained}, step {recipe['step']}"))
+        trained = "average of the training" if "average" in facts else "trained"
+        grid = before_after(rows, photos, heads=("base model", f"{trained}, step {facts['step']}"))
         return save_image(grid, folder / "before-after.png")
 
     def _told_images(self, seeds: list[int]) -> tuple[events.Image, ...]:
@@ -271,24 +253,12 @@ class RunReport(Callback):
         return tuple(told)
 
     def _scores(self, images: Images, module: Any, seeds: list[int]) -> Scores:
-        """Scores of both models, those that can be computed; and the photos' own similarity beside the fidelity."""
-        from dreamlit.metrics import score_subject
         from dreamlit.plots import photo_files, read_photo
 
         assert self.encoder is not None
         encoder = image_encoder(self.encoder, device=module.device)
         photos = [read_photo(path) for path in photo_files(self.photos)]
-        prompts = [prompt for prompt in self.prompts for _ in seeds]
-        scores: Scores = {}
-        for model, rows in images.items():
-            of_class = flat(rows[len(self.prompts) :]) or None
-            asked = [prompt for prompt in self.class_prompts for _ in seeds] if of_class else None
-            found = score_subject(encoder, photos, flat(rows[: len(self.prompts)]), prompts, of_class, asked)
-            for name, value in dataclasses.asdict(found).items():
-                place = ("subject_fidelity", "photos") if name == "mutual_similarity" else (name, model)
-                if value is not None:
-                    scores.setdefault(place[0], {})[place[1]] = value
-        return scores
+        return scores_of(images, encoder, photos, self.prompts, self.class_prompts, len(seeds))
 
 
 def image_encoder(path: str, device: Any = "cpu") -> Any:
@@ -299,10 +269,6 @@ def image_encoder(path: str, device: Any = "cpu") -> Any:
 
 def image_name(model: str, prompt: int, number: int) -> str:
     return f"{model}/{prompt:03d}-{number:02d}.png"
-
-
-def flat(rows: list[list[Image]]) -> list[Image]:
-    return [image for row in rows for image in row]
 
 
 def attempt(what: str, make: Callable[..., Any], *args: Any) -> Any:
@@ -319,15 +285,6 @@ def save_json(path: pathlib.Path, content: dict[str, Any]) -> pathlib.Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return path
-
-
-def score_lines(scores: Scores | None) -> list[str]:
-    """One line for each score: before -> after, and what the photos themselves reach where that is known."""
-    lines = []
-    for name, of in (scores or {}).items():
-        ceiling = f" (photos among themselves {of['photos']:.3f})" if "photos" in of else ""
-        lines.append(f"  {name.replace('_', ' ')}: {of['base']:.3f} -> {of['adapter']:.3f}{ceiling}")
-    return lines
 
 
 def exported(trainer: Trainer, ending: str = "") -> pathlib.Path | None:

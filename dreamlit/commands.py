@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import pathlib
+import warnings
+from collections.abc import Iterator
 from typing import Any
 
 from rich.console import Console
@@ -12,8 +15,12 @@ from rich.console import Console
 from dreamlit import resume
 from dreamlit.datamodules.dreambooth import DreamBoothData
 from dreamlit.datamodules.plan_report import PlanReport
-from dreamlit.errors import CheckpointError
+from dreamlit.errors import CheckpointError, CombinationError, ConfigError, Faults
+from dreamlit.images import save_grid, save_image
 from dreamlit.module import DreamBooth
+from dreamlit.previewing import Picture, Sampling, draw, seed_faults, size_faults
+from dreamlit.prompts import text_faults
+from dreamlit.recipes import Recipe, read_recipe, refuse_other_base, weights_digest
 from dreamlit.seeds import address
 
 
@@ -73,47 +80,152 @@ def export(
 
 
 def sample(
-    trainer: Any,
-    model: DreamBooth,
-    prompts: str | list[str],
-    adapter: str | None,
-    output: str,
-    count: int,
-    options: dict[str, Any],
+    trainer: Any, model: DreamBooth, given: dict[str, Any], adapter: str | None, output: str, from_recipe: str | None
 ) -> None:
-    """Makes images with an exported adapter file; each PNG carries its recipe, and one grid shows all."""
-    from dreamlit.export import load_into_adapter
-    from dreamlit.images import generate, save_grid, save_image
+    """Makes images of prompts, or one image again.
 
+    Args:
+        given: The options that were given, by name: prompt, count, seed, width, height and those of `Sampling`.
+        adapter: As in `chosen_adapter`.
+        output: Folder for the images.
+        from_recipe: A PNG with a recipe; nothing else is to be `given` then.
+    """
+    if from_recipe is not None:
+        if given:
+            raise ConfigError(f"--from_recipe says all of the image; leave out {', '.join(f'--{n}' for n in given)}")
+        sample_again(trainer, model, pathlib.Path(from_recipe), adapter, output)
+        return
+    drawn, sampling = asked_for(given, model.seed)
+    sample_new(trainer, model, drawn, sampling, adapter, output)
+
+
+def asked_for(given: dict[str, Any], run_seed: int) -> tuple[list[Picture], Sampling]:
+    """The pictures, prompt by prompt, and their settings. Errors: `ConfigError` with all faults."""
+    settings = {field.name: given[field.name] for field in dataclasses.fields(Sampling) if field.name in given}
+    sampling, prompts, count = Sampling(**settings), given.get("prompt", []), given.get("count", 1)
+    prompts = [prompts] if isinstance(prompts, str) else list(dict.fromkeys(prompts))
+    first = given.get("seed")
+    seeds = [
+        address(run_seed, "sample", number) % 2**31 if first is None else first + number for number in range(count)
+    ]
+    size = {name: given[name] for name in ("width", "height") if name in given}
+    faults = Faults("dreamlit sample cannot make these images", ConfigError)
+    for line in (*text_faults("prompt", prompts), *sampling.faults(), *(seed_faults(seeds) if count > 0 else ())):
+        faults.add(line)
+    if not prompts:
+        faults.add("there is nothing to draw; give --prompt TEXT, or --from_recipe PNG")
+    for name, value in {"count": count, **size}.items():
+        if value < 1:
+            faults.add(f"{name} is {value}; it must be at least 1")
+    faults.raise_if_any()
+    return [Picture(prompt, seed, **size) for prompt in prompts for seed in seeds], sampling
+
+
+def sample_new(
+    trainer: Any, model: DreamBooth, drawn: list[Picture], sampling: Sampling, adapter: str | None, output: str
+) -> None:
+    """Makes images with an exported adapter file; each PNG carries its recipe, and one grid shows all.
+
+    Errors: `CombinationError` with all settings that do not fit the model, before it is loaded.
+    """
+    refuse_misfits(model, drawn, sampling)
+    facts = load_weights(trainer, model, chosen_adapter(pathlib.Path(trainer.default_root_dir), adapter))
+    folder, images, prompts = pathlib.Path(output), [], list(dict.fromkeys(picture.prompt for picture in drawn))
+    for number, (picture, image) in enumerate(drawn_by(trainer, model, drawn, sampling)):
+        row, column = divmod(number, len(drawn) // len(prompts))
+        recipe = json.dumps({**sampling.recipe(picture), **facts})
+        save_image(image, folder / f"{row:03d}-{column:02d}.png", recipe)
+        images.append(image)
+    print(f"images: {save_grid(images, folder / 'grid.png', columns=len(drawn) // len(prompts))}")
+
+
+def sample_again(trainer: Any, model: DreamBooth, path: pathlib.Path, adapter: str | None, output: str) -> None:
+    """Makes the image of a PNG again, by the recipe in it, under the same name in the folder `output`.
+
+    Errors: as `read_recipe`; `CheckpointError` if the adapter file that made it is not to be found.
+    """
+    recipe = read_recipe(path)
+    target = pathlib.Path(output) / path.with_suffix(".png").name
+    if target.resolve() == path.resolve():
+        raise ConfigError(f"{path} would be overwritten; give --output another folder")
+    refuse_misfits(model, [recipe.picture], recipe.sampling)
+    refuse_other_base(recipe, model.family)
     root = pathlib.Path(trainer.default_root_dir)
+    file = chosen_adapter(root, adapter) if adapter else adapter_of(recipe, root)
+    facts = load_weights(trainer, model, file)
+    made, here = recipe.facts.get("weights"), facts.get("weights")
+    if made and made != here:
+        warnings.warn(f"the weights in {file} are not those of the recipe: the image will be another one", stacklevel=2)
+    ((_, image),) = drawn_by(trainer, model, [recipe.picture], recipe.sampling)
+    print(f"image: {save_image(image, target, json.dumps({**recipe.sampling.recipe(recipe.picture), **facts}))}")
+
+
+def refuse_misfits(model: DreamBooth, drawn: list[Picture], sampling: Sampling) -> None:
+    faults = Faults("this model cannot make these images", CombinationError)
+    for line in (*sampling.model_faults(model.family), *size_faults(drawn, model.family.stride)):
+        faults.add(line)
+    faults.raise_if_any()
+
+
+def load_weights(trainer: Any, model: DreamBooth, adapter: pathlib.Path | None) -> dict[str, str]:
+    """Loads model and adapter file; returns what recipes say of them."""
+    from dreamlit.export import load_into_adapter
+
     model.configure_model()
-    path = None if adapter == "none" else pathlib.Path(adapter) if adapter else newest_adapter(root)
-    if path:
-        load_into_adapter(str(path), model.adapter)
-        print(f"adapter: {path}")
-    facts = {"base_fingerprint": model.family.fingerprint("denoiser"), "adapter": path.name if path else "none"}
+    facts = {"base_fingerprint": model.family.fingerprint("denoiser"), "adapter": adapter.name if adapter else "none"}
+    if adapter:
+        load_into_adapter(str(adapter), model.adapter)
+        facts["weights"] = weights_digest(model.adapter)
+        print(f"adapter: {adapter}")
     model.to(trainer.strategy.root_device)
+    return facts
+
+
+def drawn_by(
+    trainer: Any, model: DreamBooth, drawn: list[Picture], sampling: Sampling
+) -> Iterator[tuple[Picture, Any]]:
+    """The images, in the run's own precision as in its previews, so that they are the same."""
     pipeline = model.pipeline()
-    folder, images = pathlib.Path(output), []
-    prompts = [prompts] if isinstance(prompts, str) else prompts
-    for index, prompt in enumerate(prompts):
-        for number in range(count):
-            seed = address(model.seed, "sample", number) % 2**31
-            image = generate(pipeline, prompt, seed, options)
-            recipe = json.dumps({"prompt": prompt, "seed": seed, **facts, **options})
-            save_image(image, folder / f"{index:03d}-{number:02d}.png", recipe)
-            images.append(image)
-    print(f"images: {save_grid(images, folder / 'grid.png', columns=count)}")
+    with trainer.precision_plugin.predict_step_context():
+        yield from draw(pipeline, drawn, sampling)
 
 
-def newest_adapter(root: pathlib.Path) -> pathlib.Path:
-    """The adapter that a run wrote last.
+def chosen_adapter(root: pathlib.Path, adapter: str | None) -> pathlib.Path | None:
+    """The file that `--adapter` stands for: the run's newest by default, `ema` its newest average, `none` none."""
+    if adapter in (None, "ema"):
+        return newest_adapter(root, average=adapter == "ema")
+    return None if adapter == "none" else pathlib.Path(str(adapter))
+
+
+def adapter_of(recipe: Recipe, root: pathlib.Path) -> pathlib.Path | None:
+    """The adapter file that a recipe names, in a run's folder.
+
+    Raises:
+        CheckpointError: when it is not there, or when none was exported.
+    """
+    name = str(recipe.facts.get("adapter", "none"))
+    if name == "none":
+        return None
+    found = [path for path in (root / name, root / "adapters" / name) if path.exists()]
+    if not found or pathlib.PurePath(name).name != name:
+        raise CheckpointError(
+            f"the recipe names the adapter {name!r}, which is not in {root}; give --adapter FILE. Previews have an "
+            "adapter file where a checkpoint is saved at the same step (checkpoint.every_n_steps, checkpoint.keep)"
+        )
+    return found[0]
+
+
+def newest_adapter(root: pathlib.Path, average: bool = False) -> pathlib.Path:
+    """The adapter that a run wrote last; with `average` that of its EMA.
 
     Raises:
         CheckpointError: when the run has written none.
     """
     name = root.resolve().name
     found = [*root.glob(f"{name}*.safetensors"), *(root / "adapters").glob(f"{name}-step-*.safetensors")]
+    endings = ("-ema", "-ema-diffusers")
+    found = [path for path in found if path.stem.removeprefix(name).endswith(endings) == average]
     if not found:
-        raise CheckpointError(f"{root} holds no adapter file; train first, or give --adapter FILE (or --adapter none)")
+        what = "average; add an EMA callback for export" if average else "adapter file; train first"
+        raise CheckpointError(f"{root} holds no {what}, or give --adapter FILE (or --adapter none)")
     return max(found, key=lambda path: path.stat().st_mtime_ns)

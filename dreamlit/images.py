@@ -25,6 +25,23 @@ def save_image(image: Image, path: pathlib.Path, recipe: str = "") -> pathlib.Pa
     return path
 
 
+def recipe_text(path: pathlib.Path) -> str:
+    """The recipe that `save_image` has embedded. Errors: `DataError` if there is none or the file is no image."""
+    from PIL import Image as pillow
+
+    from dreamlit.errors import DataError
+
+    try:
+        with pillow.open(path) as image:
+            image.load()  # the text may stand behind the pixels
+            text = image.info.get("dreamlit")
+    except (OSError, SyntaxError, ValueError) as error:
+        raise DataError(f"{path} cannot be read as an image: {error}") from error
+    if not isinstance(text, str):
+        raise DataError(f"{path} holds no recipe; images of dreamlit do, unless another program has written them anew")
+    return text
+
+
 def save_grid(images: list[Image], path: pathlib.Path, columns: int = 1) -> pathlib.Path:
     """One picture of all images in rows of `columns`; each keeps its size, cells are as large as the largest."""
     from PIL import Image as pillow

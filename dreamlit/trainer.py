@@ -120,31 +120,41 @@ class Trainer(pl.Trainer):
         self,
         model: Any,
         datamodule: Any,
-        prompt: str | list[str],
+        prompt: str | list[str] | None = None,
         adapter: str | None = None,
         output: str = "samples",
-        steps: int = 30,
-        guidance_scale: float = 7.5,
-        negative_prompt: str = "",
+        steps: int | None = None,
+        guidance_scale: float | None = None,
+        guidance_rescale: float | None = None,
+        sampler: str | None = None,
+        negative_prompt: str | None = None,
         width: int | None = None,
         height: int | None = None,
-        count: int = 1,
+        count: int | None = None,
+        seed: int | None = None,
+        from_recipe: str | None = None,
     ) -> None:
-        """Make images with an exported adapter file, and one grid of all of them.
+        """Make images with an exported adapter file, and one grid of all of them; or one image again from its recipe.
 
         Args:
             prompt: One or several prompts.
-            adapter: Exported adapter file; the run's own by default; `none` shows the base model.
+            adapter: Exported adapter file; the run's own by default; `ema` is its average, `none` the base model.
             output: Folder for the PNG files; each carries its recipe.
-            steps: Sampler steps.
-            guidance_scale: Classifier-free guidance; 1 turns it off.
+            steps: Sampler steps (default: 30).
+            guidance_scale: Classifier-free guidance (default: 7.5); 1 turns it off.
+            guidance_rescale: From 0 (default: off) to 1: takes back the glare of strong guidance (arXiv 2305.08891).
+            sampler: `ddim`, `euler`, `dpm` or `unipc`; by default the one that the model comes with.
             negative_prompt: What to steer away from.
             width: Pixels; the model's own size by default.
             height: Pixels; the model's own size by default.
-            count: Images of each prompt, with consecutive seeds.
+            count: Images of each prompt (default: 1).
+            seed: Seed of the first image of each prompt, the next ones follow; by default drawn from the run's seed.
+            from_recipe: A PNG that dreamlit has made: makes it again, to the last bit on a CPU. Only `adapter` and
+                `output` may stand beside it.
         """
         from dreamlit.commands import sample
 
-        options = {"num_inference_steps": steps, "guidance_scale": guidance_scale, "negative_prompt": negative_prompt}
-        size = {"width": width, "height": height}
-        sample(self, model, prompt, adapter, output, count, {**options, **{k: v for k, v in size.items() if v}})
+        given = {"steps": steps, "guidance_scale": guidance_scale, "guidance_rescale": guidance_rescale}
+        given |= {"sampler": sampler, "negative_prompt": negative_prompt, "width": width, "height": height}
+        given |= {"prompt": prompt, "count": count, "seed": seed}
+        sample(self, model, {k: v for k, v in given.items() if v is not None}, adapter, output, from_recipe)

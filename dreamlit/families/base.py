@@ -6,6 +6,7 @@ import copy
 import gc
 import sys
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from dreamlit.errors import Faults, ModelError, nearest
@@ -47,6 +48,7 @@ class Family(ABC):
         revision: str | None = None,
         variant: str | None = None,
         vae: str | None = None,
+        tiny_vae: str | None = None,
         single_file_config: str | None = None,
         dtype: Dtype = "float32",
         gradient_checkpointing: bool = False,
@@ -61,6 +63,8 @@ class Family(ABC):
             revision: Branch, tag or commit of a hub id.
             variant: Which weight files of a folder or hub id to take, for example "fp16".
             vae: Another autoencoder: a folder, a hub id or a .safetensors file.
+            tiny_vae: Folder or hub id of an AutoencoderTiny for this model's latents, such as TAESD: it shows images in
+                the making; without it they are shown by one colour for each latent cell.
             single_file_config: Folder or hub id that gives configurations and tokenizers for a single file;
                 by default the model that the family's files usually follow.
             dtype: Precision of the frozen denoiser and text encoders. The autoencoder is always float32.
@@ -75,6 +79,9 @@ class Family(ABC):
         self.files = ModelFiles(str(path), revision, variant, config, local_files_only, self.single_file_layouts)
         offline = local_files_only
         self.vae_files = ModelFiles(str(vae), None, variant, None, offline, option="vae") if vae else None
+        self.tiny_vae_files = (
+            ModelFiles(str(tiny_vae), local_files_only=offline, option="tiny_vae") if tiny_vae else None
+        )
         self.dtype = dtype
         self.gradient_checkpointing = gradient_checkpointing
         self.channels_last = channels_last
@@ -231,6 +238,16 @@ class Family(ABC):
     def decode(self, latents: Tensor) -> Tensor:
         """Scaled latents [B, C, h, w] -> pixels [B, 3, H, W] near [-1, 1], float32 on the CPU."""
         return vae.decode(self.part("vae"), latents)
+
+    def quick_decoder(self, device: Any = "cpu") -> Callable[[Tensor], Tensor]:
+        """Rough and fast: scaled latents [B, C, h, w] -> pixels [B, 3, H, W] near [-1, 1], float32 on the CPU.
+
+        By the tiny autoencoder (option `tiny_vae`), which is loaded onto `device` and lives as long as the function;
+        without one by a linear map that is fitted to the autoencoder, which must be loaded. Errors: `ModelError`.
+        """
+        from dreamlit.families import quick
+
+        return quick.decoder(self, device)
 
     def pipeline(self, denoiser: nn.Module | None = None) -> Any:
         """A diffusers pipeline of this family's parts; what is missing is loaded.

@@ -17,7 +17,7 @@ TOKENIZER_FILES = ("vocab.json", "tokenizer.json", "spiece.model")
 
 def path_faults(family: Family) -> list[str]:
     """Faults of the paths themselves: nothing there, a pickle, a damaged file."""
-    named = [family.files, *([family.vae_files] if family.vae_files else [])]
+    named = [files for files in (family.files, family.vae_files, family.tiny_vae_files) if files]
     if family.files.is_file and family.files.config:
         named.append(family.files.layout)
     return [fault for files in named if (fault := files.fault())]
@@ -54,6 +54,10 @@ def model_faults(family: Family) -> list[str]:
             faults += component_faults(family, name, index.get(name))
     if family.vae_files and not family.vae_files.is_hub and not family.vae_files.is_file:
         faults += vae_faults(family, family.vae_files)
+    if family.tiny_vae_files and not family.tiny_vae_files.is_hub:
+        from dreamlit.families.quick import tiny_faults
+
+        faults += tiny_faults(family, family.tiny_vae_files)
     return faults
 
 

@@ -1,0 +1,196 @@
+"""One rank's part in a preview: drawing its share of the images, and the grid of all of them."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from lightning.pytorch import Trainer
+
+from dreamlit import events
+from dreamlit.callbacks.checkpoint import adapter_folder, run_name
+from dreamlit.callbacks.ema import average_for, averaged
+from dreamlit.datamodules.fills import progress_bar
+from dreamlit.errors import DreamlitError
+from dreamlit.images import recipe_text, save_image
+from dreamlit.observing import base_denoiser, untouched
+from dreamlit.preview_grid import Line, grid
+from dreamlit.previewing import Picture, Sampling, as_image, draw
+from dreamlit.recipes import weights_digest
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MODELS = {"base": "base model", "raw": "trained", "ema": "average of the training"}
+"""What images are made of: its name in options and folders, and what stands over its column."""
+
+
+class Plan(NamedTuple):
+    """What one preview shows.
+
+    pictures: each with the stem of its file.
+    shown: the models, of `MODELS`.
+    stream_every: sampler steps between two pictures of an image in the making, None for none.
+    """
+
+    pictures: list[tuple[str, Picture]]
+    shown: list[str]
+    sampling: Sampling
+    batch_size: int
+    stream_every: int | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Made:
+    """A preview that was just made, on every rank: the step, and the models that are shown."""
+
+    step: int
+    shown: tuple[str, ...]
+    share: Share
+
+    def images(self, model: str) -> list[tuple[str, pathlib.Path, str]]:
+        """Of each image that is there: prompt, file, and its path as events tell it."""
+        own = [(picture.prompt, self.share.path(model, stem)) for stem, picture in self.share.plan.pictures]
+        root = self.share.trainer.default_root_dir
+        return [(prompt, path, events.within(path, root)) for prompt, path in own if path.exists()]
+
+
+class Share:
+    """One rank's part in one preview; on the first rank also the grid of all parts."""
+
+    def __init__(self, plan: Plan, trainer: Trainer, module: Any) -> None:
+        self.plan, self.trainer, self.module = plan, trainer, module
+        self.previews = pathlib.Path(trainer.default_root_dir) / "previews"
+        self.folder = step_folder(trainer)
+        self.told: list[events.PreviewStep] = []
+        """What was emitted here, where on other ranks nobody hears it."""
+
+    def path(self, model: str, stem: str) -> pathlib.Path:
+        return (self.previews if model == "base" else self.folder) / model / f"{stem}.png"
+
+    def _facts(self, model: str) -> dict[str, Any]:
+        """What the recipe says of the weights."""
+        facts = {"model": model, "base_fingerprint": self.module.family.fingerprint("denoiser")}
+        if model == "base":
+            return {**facts, "adapter": "none"}
+        average = average_for(self.trainer, "preview") if model == "ema" else None
+        if average:
+            facts["average"] = average.describe()
+        step = self.trainer.global_step
+        stem = f"{run_name(self.trainer)}-step-{step:06d}{'-ema' if average else ''}"
+        names = [stem + ending for ending in (".safetensors", "-diffusers.safetensors", "")]
+        saved = next((name for name in names if (adapter_folder(self.trainer) / name).exists()), "not exported")
+        return {**facts, "adapter": saved, "weights": weights_digest(self.module.adapter), "step": step}
+
+    def made(self) -> Made:
+        return Made(self.trainer.global_step, tuple(self.plan.shown), self)
+
+    # drawing ------------------------------------------------------------------------------------------------------
+
+    def draw(self) -> None:
+        """Draws this rank's share, every n-th picture of each model, into files."""
+        rank, ranks = self.trainer.global_rank, self.trainer.world_size
+        own = dict.fromkeys(self.plan.shown, self.plan.pictures[rank::ranks])
+        own["base"] = [named for named in own.get("base", []) if not self._is_there(*named)]
+        total = sum(map(len, own.values()))
+        bar = self.trainer.is_global_zero and self.trainer.progress_bar_callback is not None
+        with untouched(self.module), progress_bar("preview images", total, bar and total > 0) as advance:
+            for model, pictures in own.items():
+                if pictures:
+                    with self._weights_of(model) as pipeline:
+                        self._draw_model(model, pipeline, pictures, advance)
+                    del pipeline
+
+    def _is_there(self, stem: str, picture: Picture) -> bool:
+        """Whether an earlier preview has made this image of the base model with the same recipe."""
+        with contextlib.suppress(DreamlitError, OSError):
+            return recipe_text(self.path("base", stem)) == self._recipe(picture, self._facts("base"))
+        return False
+
+    def _recipe(self, picture: Picture, facts: dict[str, Any]) -> str:
+        return json.dumps({**self.plan.sampling.recipe(picture), **facts})
+
+    @contextlib.contextmanager
+    def _weights_of(self, model: str) -> Iterator[Any]:
+        """A pipeline of the base model, of the weights or of their average."""
+        with contextlib.ExitStack() as stack:
+            if model == "base":
+                base = stack.enter_context(base_denoiser(self.module))
+                pipeline = self.module.family.pipeline(denoiser=base.eval())
+            else:
+                if model == "ema":
+                    stack.enter_context(averaged(self.trainer, self.module, "preview"))
+                pipeline = self.module.pipeline()
+            stack.enter_context(self.trainer.precision_plugin.predict_step_context())
+            yield pipeline
+
+    def _draw_model(
+        self, model: str, pipeline: Any, pictures: list[tuple[str, Picture]], advance: Callable[[int], None]
+    ) -> None:
+        facts, watch = self._facts(model), None
+        stems = {picture: stem for stem, picture in pictures}
+        if self.plan.stream_every:
+            decode = self.module.family.quick_decoder(self.module.device)
+            watch = lambda drawn, number, x0: self._stream(model, stems, decode, drawn, number, x0)  # noqa: E731
+        wanted = [picture for _, picture in pictures]
+        for picture, image in draw(pipeline, wanted, self.plan.sampling, batch_size=self.plan.batch_size, watch=watch):
+            save_image(image, self.path(model, stems[picture]), self._recipe(picture, facts))
+            advance(1)
+
+    def _stream(
+        self,
+        model: str,
+        stems: dict[Picture, str],
+        decode: Callable[[Tensor], Tensor],
+        drawn: list[Picture],
+        number: int,
+        x0: Tensor,
+    ) -> None:
+        """Writes and tells what the images look like after `number` sampler steps, where it is time to."""
+        plan = self.plan
+        if not plan.stream_every or number % plan.stream_every:
+            return
+        for picture, pixels in zip(drawn, decode(x0), strict=True):
+            path = self.path(model, stems[picture]).parent / "steps" / f"{stems[picture]}-{number:03d}.png"
+            save_image(as_image(pixels), path)
+            event = events.PreviewStep(
+                step=self.trainer.global_step,
+                prompt=picture.prompt,
+                seed=picture.seed,
+                sampler_step=number,
+                of=plan.sampling.steps,
+                path=events.within(path, self.trainer.default_root_dir),
+            )
+            self.told.append(event)
+            events.emit(self.trainer, event)
+
+    # showing ------------------------------------------------------------------------------------------------------
+
+    def show(self) -> None:
+        """Makes the grid of what all ranks have drawn and tells of the images."""
+        lines: dict[tuple[str, int | None, int | None], Line] = {}
+        for stem, picture in self.plan.pictures:
+            size = f"  ({picture.width} x {picture.height})" if picture.width else ""
+            line = lines.setdefault((picture.prompt, picture.width, picture.height), Line(picture.prompt + size, {}))
+            for model in self.plan.shown:
+                line.files.setdefault(model, []).append(self.path(model, stem))
+        step = self.trainer.global_step
+        heads = {name: MODELS[name] + (f", step {step}" if name != "base" else "") for name in self.plan.shown}
+        path = save_image(grid(list(lines.values()), heads), self.folder / "grid.png")
+        root = self.trainer.default_root_dir
+        images = [events.Image(path=events.within(path, root), model="both")]
+        for model in sorted(self.plan.shown, key=["raw", "ema", "base"].index):
+            kind = "base" if model == "base" else "adapter"
+            for stem, picture in self.plan.pictures:
+                if (own := self.path(model, stem)).exists():
+                    where = events.within(own, root)
+                    images.append(events.Image(path=where, model=kind, prompt=picture.prompt, seed=picture.seed))
+        events.emit(self.trainer, events.ValidationImages(step=step, images=tuple(images)))
+
+
+def step_folder(trainer: Trainer) -> pathlib.Path:
+    return pathlib.Path(trainer.default_root_dir) / "previews" / f"step-{trainer.global_step:06d}"

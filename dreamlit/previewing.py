@@ -1,0 +1,237 @@
+"""How images are drawn to be looked at: with which settings, and what they look like on the way."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from dreamlit.errors import ConfigError, nearest
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from torch import Tensor
+
+    Watch = Callable[[list["Picture"], int, Tensor], None]
+    """Gets the pictures in the making, the sampler step from 1, and what the model takes the clean latents for."""
+
+SAMPLERS = {
+    "ddim": "DDIMScheduler",
+    "euler": "EulerDiscreteScheduler",
+    "dpm": "DPMSolverMultistepScheduler",
+    "unipc": "UniPCMultistepScheduler",
+}
+"""Samplers by name, with diffusers' class."""
+MOST_SEED = 2**63
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """What is drawn; width and height in pixels, None the model's own."""
+
+    prompt: str
+    seed: int
+    width: int | None = None
+    height: int | None = None
+
+    @property
+    def size(self) -> dict[str, int]:
+        """The pipeline's arguments for it."""
+        given = {"width": self.width, "height": self.height}
+        return {name: value for name, value in given.items() if value is not None}
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How it is drawn. `faults` and `model_faults` say what is wrong; nothing else checks."""
+
+    steps: int = 30
+    guidance_scale: float = 7.5
+    guidance_rescale: float = 0.0
+    negative_prompt: str = ""
+    sampler: str | None = None
+
+    def faults(self) -> Iterator[str]:
+        """Settings that are wrong whatever the model, one line each."""
+        if self.steps < 1:
+            yield f"steps is {self.steps}; it must be at least 1"
+        if not 0 <= self.guidance_scale < math.inf:
+            yield f"guidance_scale is {self.guidance_scale}; it must be finite and not negative"
+        if not 0 <= self.guidance_rescale <= 1:
+            yield f"guidance_rescale is {self.guidance_rescale}; it must be from 0 to 1"
+        for name in ("negative_prompt", "guidance_rescale"):
+            if getattr(self, name) and self.guidance_scale <= 1:
+                yield f"{name} would do nothing: it needs a guidance_scale above 1"
+        if self.sampler is not None and self.sampler not in SAMPLERS:
+            yield f"sampler is {self.sampler!r}; {nearest(str(self.sampler), SAMPLERS)}"
+
+    def model_faults(self, family: Any) -> Iterator[str]:
+        """Settings that do not fit the model; no weights are loaded."""
+        import diffusers
+
+        name = family.pipeline_class
+        call = inspect.signature(getattr(diffusers, name).__call__).parameters
+        if self.guidance_rescale and "guidance_rescale" not in call:
+            yield f"guidance_rescale is {self.guidance_rescale}, which {name} does not have; leave it out"
+        if self.sampler and not {"beta_start", "trained_betas"} & getattr(family, "schedule", dict)().keys():
+            yield f"sampler is {self.sampler!r}, and this model's own sampler has no beta schedule; leave it out"
+
+    @property
+    def forwards(self) -> int:
+        """Forwards of the denoiser for one image."""
+        return self.steps * (2 if self.guidance_scale > 1 else 1)
+
+    def arguments(self) -> dict[str, Any]:
+        """The pipeline's arguments that are the same for all images.
+
+        An empty negative prompt is left out: SDXL then takes zeros, as it was trained, not the embedding of "".
+        """
+        given = {"guidance_rescale": self.guidance_rescale} if self.guidance_rescale else {}
+        return {"num_inference_steps": self.steps, "guidance_scale": self.guidance_scale, **given}
+
+    def recipe(self, picture: Picture) -> dict[str, Any]:
+        """All that decides an image, but the weights, as plain values."""
+        given = {"negative_prompt": self.negative_prompt, "sampler": self.sampler}
+        named = {name: value for name, value in given.items() if value}
+        return {"prompt": picture.prompt, "seed": picture.seed, **named, **self.arguments(), **picture.size}
+
+
+# settings that are checked alike wherever they are given --------------------------------------------------------------
+
+
+def seed_faults(seeds: Sequence[int]) -> Iterator[str]:
+    if not seeds or len(set(seeds)) < len(seeds):
+        yield f"seeds is {seeds}; give at least one, each once: the same seed makes the same image"
+    if any(not 0 <= seed < MOST_SEED for seed in seeds):
+        yield f"seeds is {seeds}; each must be from 0 to 2^63 - 1"
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """(width, height) of "768x512". Errors: `ConfigError`."""
+    found = re.fullmatch(r"([1-9]\d*)\s*[xX]\s*([1-9]\d*)", str(text).strip())
+    if not found:
+        raise ConfigError(f"{text!r} is no size; give width x height in pixels, such as 768x512")
+    return int(found[1]), int(found[2])
+
+
+def size_faults(pictures: Iterable[Picture], stride: int) -> Iterator[str]:
+    """Sizes that the model's latents cannot have."""
+    sides = dict.fromkeys(side for picture in pictures for side in picture.size.items())
+    for name, value in sides:
+        if value % stride:
+            yield f"{name} is {value}; this model needs a multiple of {stride}"
+
+
+# drawing --------------------------------------------------------------------------------------------------------------
+
+
+def draw(
+    pipeline: Any,
+    pictures: Sequence[Picture],
+    sampling: Sampling,
+    *,
+    batch_size: int = 1,
+    watch: Watch | None = None,
+) -> Iterator[tuple[Picture, Image]]:
+    """Draws the pictures in their order and yields each as soon as it is there.
+
+    Noise comes from the CPU and from each image's own seed: the same on every device. Images of one size and batch are
+    made together; their sums round differently from those of an image alone. Watching changes nothing.
+    """
+    import torch
+
+    if sampling.sampler:
+        pipeline.scheduler = sampler_of(pipeline.scheduler.config, sampling.sampler)
+    for batch in batches(pictures, batch_size):
+        noise = [torch.Generator().manual_seed(picture.seed) for picture in batch]
+        against = {"negative_prompt": [sampling.negative_prompt] * len(batch)} if sampling.negative_prompt else {}
+        scheduler = pipeline.scheduler
+        if watch:
+            watched(scheduler, sampling.steps, functools.partial(watch, batch))
+        given = {**against, **sampling.arguments(), **batch[0].size}
+        try:
+            made = pipeline([picture.prompt for picture in batch], generator=noise, **given).images
+        finally:
+            unwatched(scheduler)
+        yield from zip(batch, made, strict=True)
+
+
+def batches(pictures: Sequence[Picture], batch_size: int) -> Iterator[list[Picture]]:
+    """At most `batch_size` neighbours of one size."""
+    batch: list[Picture] = []
+    for picture in pictures:
+        if batch and (len(batch) == batch_size or picture.size != batch[0].size):
+            yield batch
+            batch = []
+        batch.append(picture)
+    if batch:
+        yield batch
+
+
+def sampler_of(config: Any, name: str) -> Any:
+    """diffusers' sampler of this name with the model's own schedule."""
+    import diffusers
+
+    # Samplers that draw pixels clip them to [-1, 1], which is DDIM's default; latents are larger.
+    own = {"clip_sample": False} if name == "ddim" else {}
+    return getattr(diffusers, SAMPLERS[name]).from_config(config, **own)
+
+
+# on the way -----------------------------------------------------------------------------------------------------------
+
+
+def watched(scheduler: Any, steps: int, tell: Callable[[int, Tensor], None]) -> None:
+    """Lets a scheduler tell, after each of `steps` sampler steps, its number and the predicted x0 [B, C, h, w].
+
+    A few samplers need more calls than steps (PNDM one more); the last of them always ends step `steps`.
+    """
+    own, calls, said = scheduler.step, 0, 0
+
+    @functools.wraps(own)  # the pipeline reads its parameters
+    def step(output: Tensor, t: Any, sample: Tensor, *args: Any, **options: Any) -> Any:
+        nonlocal calls, said
+        x_t = sample.clone()
+        result = own(output, t, sample, *args, **options)
+        calls += 1
+        number = calls * steps // len(scheduler.timesteps)
+        if number > said:
+            said = number
+            tell(number, predicted_x0(scheduler, output, t, x_t))
+        return result
+
+    scheduler.step = step
+
+
+def unwatched(scheduler: Any) -> None:
+    vars(scheduler).pop("step", None)
+
+
+def predicted_x0(scheduler: Any, output: Tensor, t: Any, sample: Tensor) -> Tensor:
+    """What the denoiser's output [B, C, h, w] at `t` takes for the clean latents behind `sample`; after `step`.
+
+    With x_t = alpha x0 + sigma eps: x0 = (x_t - sigma eps) / alpha, or alpha x_t - sigma v. Samplers of Euler's kind
+    hold x_t / alpha and a sigma / alpha, which is what they call sigma (Karras et al. 2022, arXiv 2206.00364).
+    """
+    output, sample = output.float(), sample.float()
+    if float(scheduler.init_noise_sigma) != 1.0:
+        ratio = float(scheduler.sigmas[scheduler.step_index - 1])
+        alpha = 1 / math.sqrt(1 + ratio**2)
+        sigma, x_t = ratio * alpha, sample * alpha
+    else:
+        squared = float(scheduler.alphas_cumprod[int(t)])
+        alpha, sigma, x_t = math.sqrt(squared), math.sqrt(1 - squared), sample
+    if scheduler.config.prediction_type == "v_prediction":
+        return alpha * x_t - sigma * output
+    return (x_t - sigma * output) / alpha
+
+
+def as_image(pixels: Tensor) -> Image:
+    """Pixels [3, H, W] near [-1, 1] as a picture; what is not finite is black."""
+    from PIL import Image as pillow
+
+    values = pixels.nan_to_num(-1.0, 1.0, -1.0).clamp(-1, 1).add(1).mul(127.5).round().byte()
+    return pillow.fromarray(values.movedim(0, -1).contiguous().numpy())
