@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
+from dreamlit.encoder_input import check_processor, input_size, pixels_of, processed
 from dreamlit.errors import ConfigError, DataError, ModelError
 from dreamlit.quiet import no_weight_bars
 
@@ -36,9 +37,6 @@ KINDS = {
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 CLIP_COLOURS = {"image_mean": [0.48145466, 0.4578275, 0.40821073], "image_std": [0.26862954, 0.26130258, 0.27577711]}
 IMAGENET_COLOURS = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
-DEEP_MODES = ("I", "F")
-MAX_ASPECT = 100
-"""A narrower strip, its shorter side brought to the encoder's size, would not fit into memory."""
 
 
 class ImageEncoder:
@@ -129,12 +127,25 @@ class ImageEncoder:
             config, _ = PreTrainedConfig.get_config_dict(self._place, **self._hub)
             name, model = _model_class(config, self.path), self._read_model(config)
             processor = self._read_processor(model.config)
-        _check_processor(processor, model.config, self.path)
+        check_processor(processor, model.config, self.path)
         try:
             model.to(self.device)
         except (RuntimeError, AssertionError) as error:
             raise ConfigError(f"device {self.device} cannot be used for {name}: {error}") from None
         self._model, self._processor = model, processor
+
+    @contextlib.contextmanager
+    def on(self, device: str | torch.device) -> Iterator[None]:
+        """Moves a loaded model to another device and back, also after an exception: its memory there is free again."""
+        home, self.device = self.device, torch.device(device)
+        try:
+            if self._model is not None:
+                self._model.to(self.device)
+            yield
+        finally:
+            self.device = home
+            if self._model is not None:
+                self._model.to(home)
 
     def unload(self) -> None:
         """Free the model's memory; the next use loads it again."""
@@ -151,8 +162,8 @@ class ImageEncoder:
         self.load()
         found = []
         for at in range(0, len(images), self.batch_size):
-            batch = [_pixels(image, at + i) for i, image in enumerate(images[at : at + self.batch_size])]
-            pixels = _processed(self._processor, batch).to(self.device, self.dtype)
+            batch = [pixels_of(image, at + i) for i, image in enumerate(images[at : at + self.batch_size])]
+            pixels = processed(self._processor, batch).to(self.device, self.dtype)
             found.append(self._forward(self._image_features, pixels))
         return torch.cat(found)
 
@@ -224,7 +235,7 @@ class ImageEncoder:
         if get_image_processor_config(self._place, **self._hub):
             # Pillow's resizing and torchvision's differ: scores must not depend on which is installed
             return AutoImageProcessor.from_pretrained(self._place, backend="pil", trust_remote_code=False, **self._hub)
-        height, width = _input_size(config)
+        height, width = input_size(config)
         colours = CLIP_COLOURS if config.model_type == "clip" else IMAGENET_COLOURS
         size = {"size": {"shortest_edge": max(height, width)}, "crop_size": {"height": height, "width": width}}
         return CLIPImageProcessorPil(**cast(Any, {**size, **colours}))
@@ -273,65 +284,3 @@ def _model_class(config: Any, path: str) -> str:
     if kind not in KINDS:
         raise ModelError(f"{path}: config.json says model_type {kind!r}; allowed for an encoder: {', '.join(KINDS)}")
     return KINDS[kind]
-
-
-def _input_size(config: Any) -> tuple[int, int]:
-    side = config.vision_config.image_size if config.model_type == "clip" else config.image_size
-    return (side, side) if isinstance(side, int) else tuple(side)
-
-
-def _processed(processor: Any, pixels: list[np.ndarray]) -> Tensor:
-    # the layout is said, because a picture three pixels high would be taken for one with channels first
-    return processor(images=pixels, input_data_format="channels_last", return_tensors="pt")["pixel_values"]
-
-
-def _check_processor(processor: Any, config: Any, path: str) -> None:
-    """Whether tall and wide pictures come out as the model takes them; DINOv2 takes any one size."""
-    import numpy as np
-
-    wanted, made = _input_size(config), set()
-    for shape in ((40, 60, 3), (60, 40, 3)):
-        made.add(tuple(_processed(processor, [np.zeros(shape, np.uint8)]).shape[-2:]))
-    if len(made) > 1 or (made != {wanted} and not config.model_type.startswith("dinov2")):
-        sizes = " and ".join(f"{height} x {width}" for height, width in sorted(made))
-        raise ModelError(f"{path}: preprocessor_config.json makes pictures of {sizes}; the model takes {wanted}")
-
-
-def _pixels(image: Any, number: int) -> np.ndarray:
-    """uint8 [H, W, 3] of one picture."""
-    import numpy as np
-    from PIL import Image
-
-    if isinstance(image, Image.Image):
-        pixels = _rgb(image, f"picture {number} {getattr(image, 'filename', '')}".rstrip())
-    elif not isinstance(image, np.ndarray) or image.ndim != 3 or image.shape[-1] != 3:
-        came = f"an array of shape {image.shape}" if hasattr(image, "shape") else f"{type(image).__name__}"
-        raise DataError(f"picture {number}: {came}; a PIL picture or a numpy array [H, W, 3] is needed")
-    elif image.dtype == np.uint8:
-        pixels = image
-    elif np.issubdtype(image.dtype, np.floating) and ((image >= 0) & (image <= 1)).all():  # false for NaN
-        pixels = (image * 255).round().astype(np.uint8)
-    else:
-        raise DataError(f"picture {number}: {image.dtype} values; uint8, or floats in [0, 1] are needed")
-    short, long = sorted(pixels.shape[:2])
-    if long > MAX_ASPECT * short:
-        raise DataError(f"picture {number}: {pixels.shape[1]} x {pixels.shape[0]} pixels is no picture")
-    return pixels
-
-
-def _rgb(image: Image, name: str) -> np.ndarray:
-    """Upright, without transparency; as `dreamlit.datamodules.images` does for photos by default."""
-    import numpy as np
-    from PIL import Image as pillow
-    from PIL import ImageOps
-
-    if image.mode.startswith(DEEP_MODES):
-        raise DataError(f"{name}: mode {image.mode} (deep or floating grey); convert it to 8 bits first")
-    try:
-        upright = ImageOps.exif_transpose(image)
-        if upright.has_transparency_data:
-            upright = upright.convert("RGBA")
-            upright = pillow.alpha_composite(pillow.new("RGBA", upright.size, "white"), upright)
-        return np.asarray(upright.convert("RGB"))
-    except Exception as error:  # Pillow's readers raise errors of many kinds on damaged files
-        raise DataError(f"{name}: not readable ({type(error).__name__}: {error})") from None
