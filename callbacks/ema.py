@@ -15,8 +15,9 @@ from torch import Tensor
 
 from dreamlit.averaging import SIGMA_REL_MAX, Snapshot, gamma_of, power_decay, warm_decay, write_snapshot
 from dreamlit.errors import CheckpointError, CombinationError, ConfigError, Faults, nearest
+from dreamlit.evaluating import AVERAGE, WEIGHTS
 
-USES = ("validation", "report", "export")
+USES = ("validation", "report", "export", "preview")
 DEVICES = ("cpu", "model")
 DEFAULT_DECAY = 0.999
 
@@ -35,8 +36,10 @@ class EMA(Callback):
             function of Karras et al. 2024, arXiv 2312.02696); 0.05 to 0.15 is usual. A list keeps several averages for
             the snapshots, and shows the first.
         update_every_n_steps: Optimizer steps between updates; the decay is corrected for it.
-        use_for: Where the average takes the place of the weights: `validation` (every evaluation), `report` (RunReport)
-            and `export`; left out, all of them. Until the first update the weights themselves are used.
+        use_for: Where the average is used: `validation` (each evaluation measures the weights, `loss/val`, and then the
+            average, `loss/val-ema`), `report` (RunReport shows it in place of the weights), `export` and `preview`
+            (ValidationPreview shows it beside the weights); left out, all of them. Until the first update the weights
+            themselves are used.
         device: Where the average lives: `cpu` (no device memory) or `model` (the model's device, faster).
         snapshots_every_n_steps: Optimizer steps between files of the average (one of each `sigma_rel`, as large as the
             adapter, never removed) in `<default_root_dir>/checkpoints/ema-snapshots`, and one at the end;
@@ -109,13 +112,15 @@ class EMA(Callback):
         if self.device not in DEVICES:
             yield f"device is {self.device!r}; {nearest(str(self.device), DEVICES)}"
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         trial = trainer.fast_dev_run  # pyright: ignore[reportAttributeAccessIssue]  (it sets max_steps)
         if stage == "fit" and not trial and 0 < trainer.max_steps < self.every:
             raise CombinationError(
                 f"EMA would never be updated: update_every_n_steps is {self.every}, but trainer.max_steps is "
                 f"{trainer.max_steps}"
             )
+        if "validation" in self.use_for:
+            pl_module.eval_passes = (WEIGHTS, AVERAGE)
 
     # averaging ----------------------------------------------------------------------------------------------------
 
@@ -149,7 +154,7 @@ class EMA(Callback):
         if step == self._seen_step:
             return  # inside an accumulation window
         self._seen_step = step
-        if step % self.every == 0:
+        if step % self.every == 0 and not getattr(pl_module, "step_skipped", False):
             self._update(pl_module)
             if self.snapshots_every and step % self.snapshots_every == 0:
                 self._write_snapshots(trainer)
@@ -242,15 +247,18 @@ class EMA(Callback):
             module.adapter.load_state(self._raw)
             self._raw = None
 
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if "validation" in self.use_for:
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Puts the average in place for the pass over the grid that measures it, which is the last one."""
+        if "validation" in self.use_for and pl_module.eval_passes[dataloader_idx] == AVERAGE:
             self._put_average(pl_module)
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._put_back(pl_module)
 
-    on_test_start = on_validation_start
-    on_test_end = on_validation_end
+    on_test_batch_start = on_validation_batch_start
+    on_test_epoch_end = on_validation_epoch_end
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._put_back(pl_module)

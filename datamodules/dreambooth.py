@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from dreamlit.datamodules.cache import Caches, fill_latents, fill_masks, fill_texts
 from dreamlit.datamodules.config import DatasetSpecs, check_folders
+from dreamlit.datamodules.held_out import check_hold_out
 from dreamlit.datamodules.loader import EvalDataset, PlanDataset, PlanLoader, collate
 from dreamlit.datamodules.manifest import build_manifest
 from dreamlit.datamodules.plan import Plan, Stream, slice_size
@@ -31,7 +32,10 @@ class DreamBoothData(LightningDataModule):
         num_workers: Processes that read batches; any number gives the same batches.
         encode_batch_size: Images or captions encoded at once while the caches are built, halved when memory runs out;
             with 1 a cached latent does not depend, to the last bit, on what else was missing.
-        eval_timesteps: Noise levels at which each image of an `eval` dataset is evaluated.
+        hold_out: Photos of each subject dataset that are never trained on and give the validation loss: a number (2),
+            or a share of them (0.2). Which ones depends on the seed and the photo alone; `dreamlit plan` names them.
+        eval_timesteps: Noise levels at which each evaluated image is measured, evenly spread.
+        eval_seeds: Noises at each of these levels; more make the loss steadier and the evaluation as much longer.
         prompts: Prompts of which `dreamlit predict` makes an image each.
         seed: Set by `seed_everything`.
     """
@@ -44,7 +48,9 @@ class DreamBoothData(LightningDataModule):
         aspect_bucket_alignment: int = 64,
         num_workers: int = 0,
         encode_batch_size: int = 1,
+        hold_out: int | float | None = None,
         eval_timesteps: int = 8,
+        eval_seeds: int = 1,
         prompts: list[str] | None = None,
         seed: int = 0,
     ) -> None:
@@ -54,18 +60,24 @@ class DreamBoothData(LightningDataModule):
             ("aspect_bucket_alignment", aspect_bucket_alignment),
             ("encode_batch_size", encode_batch_size),
             ("eval_timesteps", eval_timesteps),
+            ("eval_seeds", eval_seeds),
         ):
             if value < 1:
                 raise CombinationError(f"data.{name} is {value}; it must be at least 1")
+        check_hold_out(hold_out)
         self.specs = datasets
         self.batch_size = batch_size
         self.cache_dir = pathlib.Path(cache_dir)
         self.alignment = aspect_bucket_alignment
         self.num_workers = num_workers
         self.encode_batch_size = encode_batch_size
+        self.hold_out = hold_out
         self.eval_timesteps = eval_timesteps
+        self.eval_seeds = eval_seeds
         self.prompts = prompts or []
         self.seed = seed
+        self.progress = True
+        """Whether reading photos and filling caches show a bar; the command line sets it."""
         self.allow_zero_length_dataloader_with_multiple_devices = True  # fewer prompts than ranks is fine
         self._manifest: Manifest | None = None
         self._attached: Any = None
@@ -82,13 +94,24 @@ class DreamBoothData(LightningDataModule):
                     f"data.aspect_bucket_alignment is {self.alignment}; this model needs a multiple of {stride} pixels"
                 )
             check_folders(self.specs)
-            self._manifest = build_manifest(
-                self.specs, self.alignment, self.seed, probe_path=self.cache_dir / "probes.jsonl"
-            )
+            options = {"probe_path": self.cache_dir / "probes.jsonl", "hold_out": self.hold_out}
+            self._manifest = build_manifest(self.specs, self.alignment, self.seed, progress=self.progress, **options)
         return self._manifest
 
     def plan(self, stride: int) -> Plan:
         return Plan(streams_of(self.manifest(stride)), self.batch_size, self.seed)
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether the configuration gives images to evaluate."""
+        return bool(self.specs.evals) or self.hold_out is not None
+
+    @property
+    def epoch_batches(self) -> int:
+        """Batches in an epoch of this Trainer, whole optimizer steps of it; its `limit_train_batches` counts."""
+        assert self.trainer is not None
+        accumulate = 1 if getattr(self.trainer, "fast_dev_run", 0) else self.trainer.accumulate_grad_batches
+        return limited(self.plan(self.encoders.stride), self.trainer.limit_train_batches, accumulate)
 
     # Lightning's stages -------------------------------------------------------------------------------------------
 
@@ -121,10 +144,11 @@ class DreamBoothData(LightningDataModule):
         encoders = self.encoders
         manifest = self.manifest(encoders.stride)
         caches = self.caches(encoders, manifest)
+        options: Any = {"device": device, "batch_size": self.encode_batch_size, "progress": self.progress}
         return [
-            fill_latents(caches, manifest, encoders, device=device, batch_size=self.encode_batch_size),
-            fill_masks(caches, manifest),
-            fill_texts(caches, manifest, encoders, device=device, batch_size=self.encode_batch_size, seed=self.seed),
+            fill_latents(caches, manifest, encoders, **options),
+            fill_masks(caches, manifest, self.progress),
+            fill_texts(caches, manifest, encoders, seed=self.seed, **options),
         ]
 
     def caches(self, encoders: Encoders, manifest: Manifest) -> Caches:
@@ -137,20 +161,22 @@ class DreamBoothData(LightningDataModule):
         self._module.run_facts["manifest_digest"] = manifest.digest()
         self._module.regularised = any(sample.role == Role.REGULARISATION for sample in manifest.samples)
         if stage in ("validate", "test") and not manifest.eval_samples:
-            raise DataError("no dataset has dataset_type 'eval'; add one with images that are never trained on")
+            raise DataError(
+                "there is no image to evaluate; set data.hold_out, or add a dataset with dataset_type: eval whose "
+                "images are never trained on"
+            )
 
     def train_dataloader(self) -> PlanLoader:
         assert self.trainer is not None
         manifest, plan = self.manifest(self.encoders.stride), self.plan(self.encoders.stride)
         dataset = PlanDataset(manifest.samples, manifest.specs, self._caches, self._module.noise_source(), self.seed)
-        accumulate = 1 if getattr(self.trainer, "fast_dev_run", 0) else self.trainer.accumulate_grad_batches
         self._loader = PlanLoader(
             dataset,
             plan,
             consumed=self._consumed,
             rank=self.trainer.global_rank,
             world_size=self.trainer.world_size,
-            epoch_length=limited(plan, self.trainer.limit_train_batches, accumulate),
+            epoch_length=self.epoch_batches,
             num_workers=self.num_workers,
         )
         return self._loader
@@ -162,23 +188,25 @@ class DreamBoothData(LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         self._consumed = state_dict["consumed"]
 
-    def _eval_loader(self) -> DataLoader | list:
+    def _eval_loaders(self) -> list[DataLoader]:
+        """The grid of the evaluation once for each pass that the module makes over it: weights, average."""
         assert self.trainer is not None
         every = self.manifest(self.encoders.stride).eval_samples
         if not every:
             return []
         mine = every[self.trainer.global_rank :: self.trainer.world_size]
         module = self._module
-        dataset = EvalDataset(
-            mine or every[:1], self._caches, module.noise_source(), module.process.timestep, self.eval_timesteps
-        )
-        # All ranks add up their sums, so one without an image of its own takes part with one that does not count.
+        grid = self.eval_timesteps, self.eval_seeds
+        dataset = EvalDataset(mine or every[:1], self._caches, module.noise_source(), module.process.timestep, *grid)
+        # All ranks gather what they measured, so one without an image of its own takes part with one that counts for
+        # nothing.
         stacked = functools.partial(collate, weight=1.0 if mine else 0.0)
         # One image a batch: images of an evaluation set rarely share a size, and its noise levels always do.
-        return DataLoader(dataset, batch_size=self.eval_timesteps, collate_fn=stacked, num_workers=self.num_workers)
+        options = {"batch_size": self.eval_timesteps, "collate_fn": stacked, "num_workers": self.num_workers}
+        return [DataLoader(dataset, **options) for _ in module.eval_passes]
 
-    val_dataloader = _eval_loader
-    test_dataloader = _eval_loader
+    val_dataloader = _eval_loaders
+    test_dataloader = _eval_loaders
 
     def predict_dataloader(self) -> DataLoader:
         if not self.prompts:

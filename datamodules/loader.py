@@ -6,6 +6,7 @@ nothing. The saved state is one number: how many batches were handed out.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -144,6 +145,8 @@ class PlanLoader(DataLoader):
         self.plan_sampler = PlanSampler(plan, rank, world_size)
         self.epoch_length = epoch_length or plan.batches_per_epoch()
         self.consumed = consumed
+        self.waited_s = 0.0
+        """Seconds in which a batch was asked for and not there yet, workers that start included."""
         super().__init__(
             dataset,
             batch_sampler=self.plan_sampler,  # pyright: ignore[reportArgumentType]
@@ -159,13 +162,22 @@ class PlanLoader(DataLoader):
         """The rest of the epoch that `consumed` stands in; a whole one when it stands at a boundary."""
         self.plan_sampler.first = self.consumed
         self.plan_sampler.last = (self.consumed // self.epoch_length + 1) * self.epoch_length
+        asked = time.perf_counter()
         for batch in super().__iter__():
             self.consumed += 1
+            self.waited_s += time.perf_counter() - asked
             yield batch
+            asked = time.perf_counter()
 
 
 class EvalDataset(Dataset):
-    """A fixed grid: every evaluation image at `timesteps` stratified noise levels, with noise that never changes."""
+    """A fixed grid: every evaluation image at `timesteps` stratified noise levels, each with `seeds` fixed noises.
+
+    Level i of T is the middle of the i-th of T equal parts of the process. Caption, crop and noise never change: the
+    caption is the first one, without dropout; the noise has no input perturbation and belongs to the image, the level
+    and the number of the noise, never to the run's progress. The levels of one image and noise stand together, so a
+    batch of T cells is one image at every level.
+    """
 
     def __init__(
         self,
@@ -174,8 +186,9 @@ class EvalDataset(Dataset):
         noise: NoiseSource,
         timestep: Callable[[float], Any],
         timesteps: int,
+        seeds: int = 1,
     ) -> None:
-        self.cells = [(sample, i) for sample in samples for i in range(timesteps)]
+        self.cells = [(sample, n, i) for sample in samples for n in range(seeds) for i in range(timesteps)]
         self.caches = caches
         self.noise = noise
         self.timestep = timestep
@@ -185,9 +198,9 @@ class EvalDataset(Dataset):
         return len(self.cells)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        sample, i = self.cells[index]
+        sample, n, i = self.cells[index]
         latents = self.caches.latent(sample)
-        noise = self.noise("eval/" + sample.id, i, tuple(latents.shape))
+        noise = self.noise("eval/" + sample.id, n * self.timesteps + i, tuple(latents.shape))
         return {
             "latents": latents,
             "eps": noise.eps,
@@ -197,6 +210,6 @@ class EvalDataset(Dataset):
             "mask": self.caches.mask(sample),
             "role": int(sample.role),
             "frame": frame_of(sample),
-            "key": f"{sample.id}@{i}",
+            "key": f"{sample.id}@{i}.{n}",
             "position": 0,
         }

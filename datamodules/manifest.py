@@ -13,6 +13,7 @@ from dreamlit.datamodules.captions import read_captions
 from dreamlit.datamodules.config_entries import ConditioningDataset, DatasetSpec, ImageDataset
 from dreamlit.datamodules.findings import SHOWN, Findings, some
 from dreamlit.datamodules.geometry import decide, enlargement, why_left_out
+from dreamlit.datamodules.held_out import HoldOut
 from dreamlit.datamodules.mask_pairs import MaskPairs
 from dreamlit.datamodules.probes import Job, Probe, ProbeCache, probe_all
 from dreamlit.datamodules.samples import OPAQUE, Manifest, MaskRef, Sample, open_sources, refuse_dataset_folders
@@ -32,6 +33,7 @@ def build_manifest(
     progress: bool = True,
     probe_path: str | os.PathLike | None = None,
     download_dir: str | os.PathLike | None = None,
+    hold_out: int | float | None = None,
 ) -> Manifest:
     """Looks at every file of every dataset and decides what is used, how, and what is not.
 
@@ -44,6 +46,7 @@ def build_manifest(
         progress: Shows a bar on stderr, where that is a terminal.
         probe_path: A file to remember sizes in. Never inside a dataset folder.
         download_dir: Where shards from `http(s)` URLs are kept; the folder `shards` beside `probe_path` without it.
+        hold_out: Images of each subject dataset, or the share of them, that are evaluated instead of trained on.
 
     Raises:
         DataError: one report of all files, masks and captions that cannot be used, or of a dataset without images.
@@ -57,7 +60,7 @@ def build_manifest(
     for key, folder in [(key, getattr(spec, key, None)) for spec in specs for key in ("cache_dir_vae", "cache_dir")]:
         if folder is not None:  # the list was checked by names alone; here links are followed
             refuse_dataset_folders(folder, specs, key)
-    builder = _Builder(specs, alignment, seed, download_dir)
+    builder = _Builder(specs, alignment, seed, download_dir, hold_out)
     return builder.build(ProbeCache(probe_path), progress)
 
 
@@ -65,9 +68,15 @@ class _Builder:
     """One use of `build`; see `build_manifest`."""
 
     def __init__(
-        self, specs: Sequence[DatasetSpec], alignment: int, seed: int, download_dir: str | os.PathLike | None
+        self,
+        specs: Sequence[DatasetSpec],
+        alignment: int,
+        seed: int,
+        download_dir: str | os.PathLike | None,
+        hold_out: int | float | None,
     ) -> None:
         self.specs, self.alignment, self.seed, self.download_dir = specs, alignment, seed, download_dir
+        self.hold_out = hold_out
         enabled = [spec for spec in specs if not spec.disabled]
         self.images = [spec for spec in enabled if isinstance(spec, ImageDataset)]
         self.masks = [spec for spec in enabled if isinstance(spec, ConditioningDataset)]
@@ -88,6 +97,10 @@ class _Builder:
         trained = [sample for spec in self.images if not spec.is_eval for sample in samples[spec.id]]
         evaluated = [sample for spec in self.images if spec.is_eval for sample in samples[spec.id]]
         self._require_some(trained, evaluated)
+        if self.hold_out is not None:
+            trained, held = HoldOut(self.hold_out, self.seed, self.findings).split(trained)
+            self.findings.raise_faults()
+            evaluated += held
         self._warn_of_leaks(trained, evaluated)
         ignored = [(key, name, why) for key, source in self.sources.items() for name, why in source.ignored]
         found = self.findings

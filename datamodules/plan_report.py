@@ -49,6 +49,9 @@ class PlanReport:
     def print(self, console: Console) -> None:
         console.print(self._datasets())
         console.print(self._buckets())
+        for sample in self.manifest.held_out:
+            line = f"held out: {sample.id}: evaluated, never trained on"
+            console.print(line, markup=False, highlight=False)
         for dataset_id, name, reason in self.manifest.filtered:
             console.print(f"not used: {dataset_id}/{name}: {reason}", markup=False, highlight=False)
         for dataset_id, name, reason in self.manifest.ignored:
@@ -66,13 +69,17 @@ class PlanReport:
         used = Counter(s.dataset_id for s in self.manifest.samples)
         evaluated = Counter(s.dataset_id for s in self.manifest.eval_samples)
         filtered = Counter(dataset_id for dataset_id, _, _ in self.manifest.filtered)
-        table = Table("dataset", "role", "found", "used", "not used", "repeats", "probability", title="datasets")
+        held_out = Counter(s.dataset_id for s in self.manifest.held_out)
+        heads = ("dataset", "role", "found", "used", *(["held out"] if held_out else []), "not used", "repeats")
+        table = Table(*heads, "probability", title="datasets")
         for spec in self.manifest.specs:
             if not isinstance(spec, ImageDataset):
                 continue
             n = used[spec.id] + evaluated[spec.id]
+            held = held_out[spec.id]
             role = "evaluation" if spec.is_eval else spec.role.name.lower()
-            row = (n + filtered[spec.id], n, filtered[spec.id], f"{spec.repeats:g}", f"{spec.probability:g}")
+            found = (n + filtered[spec.id], n - held, *([held] if held_out else []), filtered[spec.id])
+            row = (*found, f"{spec.repeats:g}", f"{spec.probability:g}")
             table.add_row(spec.id, role, *(str(cell) for cell in row))
         return table
 

@@ -79,7 +79,7 @@ class Manifest:
 
     Args:
         samples: What is trained on, by dataset in the order of the list, then by name.
-        eval_samples: What a loss is measured on.
+        eval_samples: What a loss is measured on: the samples of eval datasets, then those that are held out of others.
         filtered: Images that are left out, as (dataset id, name, reason).
         ignored: Files that are no images of the dataset, as (dataset id, name, reason).
         warnings: What is odd but allowed, one sentence each.
@@ -95,6 +95,12 @@ class Manifest:
     specs: Sequence[DatasetSpec]
     download_dir: str | os.PathLike | None = None
 
+    @property
+    def held_out(self) -> list[Sample]:
+        """The samples that `data.hold_out` took from the datasets that are trained on, for the evaluation."""
+        of_eval = {spec.id for spec in self.specs if isinstance(spec, ImageDataset) and spec.is_eval}
+        return [sample for sample in self.eval_samples if sample.dataset_id not in of_eval]
+
     def digest(self) -> str:
         """A hash of everything in the data that decides what is trained; paths and cache folders do not.
 
@@ -102,6 +108,7 @@ class Manifest:
         """
         parts = [_identity(sample) for sample in (*self.samples, *self.eval_samples)]
         parts += [_draws(spec) for spec in self.specs if isinstance(spec, ImageDataset)]
+        parts += [repr(("held out", sample.id)) for sample in self.held_out]
         return hashlib.blake2b(repr(sorted(parts)).encode(), digest_size=16).hexdigest()
 
     def pixels(self, sample: Sample) -> np.ndarray:

@@ -153,21 +153,38 @@ def data_faults(model: DreamBooth, data: DreamBoothData) -> list[str]:
     ):
         value = getattr(objective, field)
         if value != wanted and not present:
-            faults.append(f"model.objective.{field} is {value!r} and would do nothing: there is no {what}")
+            faults.append(f"model.objective.{field} is {value!r} and would do nothing: it needs {what}")
     return faults
 
 
 def evaluation_faults(trainer: pl.Trainer, data: DreamBoothData) -> list[str]:
-    """Options about evaluations that would never take place."""
-    if data.specs.evals:
-        return []
-    none = "there is no dataset with dataset_type: eval, so no evaluation takes place"
+    """Options about evaluations that would never take place, or that contradict each other."""
+    callbacks: list[Any] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+    if data.evaluates:
+        told = [line for callback in callbacks for line in getattr(callback, "evaluation_faults", no_faults)(trainer)]
+        averaged = any("validation" in getattr(callback, "use_for", ()) for callback in callbacks)
+        for callback in callbacks:
+            watches = str(getattr(callback, "monitor", None)).startswith("loss/val-ema")
+            if watches and not averaged and not hasattr(callback, "evaluation_faults"):
+                told.append(
+                    f"{type(callback).__name__} monitors {callback.monitor!r}, which needs an EMA for validation"
+                )
+        return told
+    none = "there is neither data.hold_out nor a dataset with dataset_type: eval, so no evaluation takes place"
+    settings = (
+        ("trainer.val_check_interval", trainer.val_check_interval, (None, 1.0)),
+        ("trainer.check_val_every_n_epoch", trainer.check_val_every_n_epoch, (None, 1)),
+        ("data.eval_timesteps", data.eval_timesteps, (8,)),
+        ("data.eval_seeds", data.eval_seeds, (1,)),
+    )
     faults = [
-        f"trainer.{name} is {value} and would do nothing: {none}"
-        for name, usual in (("val_check_interval", (None, 1.0)), ("check_val_every_n_epoch", (None, 1)))
-        if (value := getattr(trainer, name)) not in usual
+        f"{name} is {value} and would do nothing: {none}" for name, value, usual in settings if value not in usual
     ]
-    for callback in trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue]
-        if getattr(callback, "monitor", None) == "loss/val":
-            faults.append(f"{type(callback).__name__} monitors 'loss/val', which is never logged: {none}")
+    for callback in callbacks:
+        if str(monitor := getattr(callback, "monitor", None)).startswith("loss/val"):
+            faults.append(f"{type(callback).__name__} monitors {monitor!r}, which is never logged: {none}")
     return faults
+
+
+def no_faults(trainer: pl.Trainer) -> list[str]:
+    return []

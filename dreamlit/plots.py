@@ -12,7 +12,7 @@ import math
 import pathlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dreamlit.images import save_image
 
@@ -120,8 +120,82 @@ def draw_losses(path: pathlib.Path, root: pathlib.Path, seen: Curve, until_step:
         ValueError: when no loss is known.
     """
     curves = logged_losses(root, until_step)
-    curves["loss"] = dict(sorted({**seen, **curves["loss"]}.items()))
+    finite = {step: loss for step, loss in seen.items() if math.isfinite(loss)}  # of steps that were left out, say
+    curves["loss"] = dict(sorted({**finite, **curves["loss"]}.items()))
     return save_figure(loss_figure(curves, title), path)
+
+
+def lowest(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[int, float] | None:
+    """(step, loss) of the evaluation with the lowest loss, the first of equals; None where no loss is finite.
+
+    Args:
+        rows: Lines of a run's `evaluation.jsonl`.
+        name: `raw`, the weights, or `ema`, their average.
+    """
+    found = [(row["step"], row[name]["loss"]) for row in rows if row.get(name) and row[name]["loss"] is not None]
+    return min(found, key=lambda pair: pair[1], default=None)
+
+
+def evaluation_figure(rows: Sequence[Mapping[str, Any]], title: str = "", name: str = "raw") -> Figure:
+    """The loss on held-out photos over the optimizer steps, above; below, in each band of timesteps, against the first.
+
+    Args:
+        rows: Lines of a run's `evaluation.jsonl`, at least one.
+        title: What stands over the picture.
+        name: Whose lowest value is marked and whose bands are drawn: `raw` or `ema`.
+
+    Raises:
+        ValueError: when no loss in `rows` is finite.
+    """
+    from matplotlib.figure import Figure
+
+    best = lowest(rows, name)
+    if best is None:
+        raise ValueError("no evaluation has a finite loss, so there is nothing to draw")
+    bands = list(dict.fromkeys(band for row in rows for band in (row.get(name) or {}).get("bands", {})))
+    figure = Figure(figsize=(9, 7 if bands else 4), layout="constrained")
+    every = figure.subplots(2 if bands else 1, sharex=True, squeeze=False)[:, 0]
+    for colour, (which, label) in zip(("C0", "C1"), (("raw", "weights"), ("ema", "average")), strict=True):
+        if curve := {row["step"]: row[which]["loss"] for row in rows if row.get(which)}:
+            every[0].plot(*as_line(curve), ".-", color=colour, label=label)
+    every[0].plot(*best, "o", color="firebrick", fillstyle="none", markersize=11, label=f"lowest: step {best[0]}")
+    every[0].set_ylabel("loss on held-out photos")
+    every[0].set_title(title)
+    if bands:
+        draw_bands(every[1], rows, name, bands)
+    for axes in every:
+        axes.grid(alpha=0.3)
+        axes.legend()
+        axes.axvline(best[0], color="firebrick", alpha=0.3)
+    every[-1].set_xlabel("optimizer step")
+    return figure
+
+
+def draw_bands(axes: Any, rows: Sequence[Mapping[str, Any]], name: str, bands: Sequence[str]) -> None:
+    """Each band's loss divided by its first: bands differ in size by more than they change."""
+    for band in bands:
+        curve = {row["step"]: row[name]["bands"].get(band) for row in rows if row.get(name)}
+        if first := next((value for value in curve.values() if value), None):
+            relative = {step: None if value is None else value / first for step, value in curve.items()}
+            axes.plot(*as_line(relative), ".-", label=f"timesteps {band}")
+    axes.axhline(1.0, color="grey", linewidth=0.8)
+    axes.set_ylabel("against the first evaluation")
+
+
+def as_line(curve: Mapping[int, float | None]) -> tuple[list[int], list[float]]:
+    """Steps and values to draw; a value that is missing leaves a gap."""
+    return list(curve), [math.nan if value is None else value for value in curve.values()]
+
+
+def draw_evaluation(
+    path: pathlib.Path, rows: Sequence[Mapping[str, Any]], title: str, name: str = "raw"
+) -> pathlib.Path:
+    """Draws `evaluation_figure` into a PNG.
+
+    Raises:
+        ValueError: when no loss in `rows` is finite.
+    """
+    return save_figure(evaluation_figure(rows, title, name), path)
 
 
 def save_figure(figure: Figure, path: pathlib.Path) -> pathlib.Path:

@@ -34,10 +34,12 @@ MAY_CHANGE = (
     "trainer.barebones",
     "checkpoint.",
     "model.optimizer.init_args.lr",
+    "model.max_skipped_steps",
     "data.cache_dir",
     "data.num_workers",
     "data.encode_batch_size",
     "data.eval_timesteps",
+    "data.eval_seeds",
     "data.prompts",
     "data.datasets",  # what matters of it is in the manifest's digest, which is compared when the data is read
     "extends",
