@@ -1,33 +1,54 @@
-"""A progress bar over the whole run: optimizer steps, loss, speed and the time left."""
+"""Progress over the whole run: steps, losses, speed, the time left, and whether the data keeps up."""
 
 from __future__ import annotations
 
 import math
 import sys
 import time
+from collections import deque
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks.progress.progress_bar import ProgressBar
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Column
+from torch import Tensor
+
+from dreamlit.errors import ConfigError
+from dreamlit.types import Role
+
+SLOW_DATA = 0.2
+"""Share of the time spent on waiting for data from which on the user is told."""
+JUDGED_AFTER_S = 20.0
+RECENT_BATCHES = 50
+SHORT_EPOCH = 50
 
 
 class RunProgress(ProgressBar):
-    """One bar for the run, on a terminal; elsewhere a line now and then.
+    """One bar for the run, on a terminal; elsewhere a line now and then with the same numbers.
+
+    They are means over the last 50 batches of this process, and speed and data share those since the last update:
+    `loss`, `instance` and `prior` (where there are regularisation samples), steps a second, the time left, and `data`,
+    the share of the time in which training waited for the next batch. `trainer.enable_progress_bar: false` turns this
+    and all other bars off.
 
     Args:
-        refresh_s: Seconds between updates of the bar. The loss is fetched from the device only then.
+        refresh_s: Seconds between updates of the bar. The losses are fetched from the device only then.
         line_every_s: Seconds between lines where the output is not a terminal.
     """
 
     def __init__(self, refresh_s: float = 0.5, line_every_s: float = 30.0) -> None:
+        for name, value in (("refresh_s", refresh_s), ("line_every_s", line_every_s)):
+            if not 0 <= value < math.inf:
+                raise ConfigError(f"RunProgress: {name} is {value}; it must be a number of seconds from 0 on")
         super().__init__()
         self.refresh_s = refresh_s
         self.line_every_s = line_every_s
         self._enabled = True
         self._bar: Progress | None = None
-        self._last = 0.0
+        self._recent: deque[tuple[Tensor, Tensor, Tensor]] = deque(maxlen=RECENT_BATCHES)
 
     def disable(self) -> None:
         self._enabled = False
@@ -38,31 +59,62 @@ class RunProgress(ProgressBar):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._total = trainer.estimated_stepping_batches  # infinite where only max_time ends the run
         self._begin, self._first_step = time.monotonic(), trainer.global_step
-        self._last = 0.0
+        self._begin_waited = waited_s(trainer)
+        self._last, self._last_waited = self._begin, self._begin_waited
+        self._said_once = self._told_of_data = False
+        self._recent.clear()
         if not (self._enabled and trainer.is_global_zero and sys.stderr.isatty()):
             return
-        loss = TextColumn("loss {task.fields[loss]}")
-        columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), loss, TimeElapsedColumn())
-        self._bar = Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=Console(stderr=True))
+        # In a narrow terminal the numbers go on in the next line instead of being cut off.
+        said = TextColumn("{task.fields[said]}", table_column=Column(overflow="fold", ratio=1))
+        columns = (TextColumn("training"), BarColumn(bar_width=16), MofNCompleteColumn(), said, TimeElapsedColumn())
+        self._bar = Progress(*columns, console=Console(stderr=True))
         total = None if math.isinf(self._total) else self._total
-        self._task = self._bar.add_task("training", total=total, completed=trainer.global_step, loss="")
+        self._task = self._bar.add_task("training", total=total, completed=trainer.global_step, said="")
         self._bar.start()
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if not (self._enabled and trainer.is_global_zero):
+            return
+        # Lightning hands over the loss already divided by the batches that are summed into one step.
+        loss = outputs["loss"].detach() * trainer.accumulate_grad_batches
+        self._recent.append((loss, outputs["per_sample"].detach(), batch.role))
         now, step = time.monotonic(), trainer.global_step
         wait = self.refresh_s if self._bar else self.line_every_s
-        if not (self._enabled and trainer.is_global_zero) or (now - self._last < wait and step < self._total):
+        early = self._said_once and now - self._last < wait and step < self._total
+        if early or step == self._first_step:
             return
-        self._last = now
-        # Lightning hands over the loss already divided by the batches that are summed into one step.
-        loss = f"{float(outputs['loss']) * trainer.accumulate_grad_batches:.4f}"
+        self._said_once = True
+        self._tell_of_slow_data(trainer, now)
+        self._show(step, self._said(trainer, now, step))
+        self._last, self._last_waited = now, waited_s(trainer)
+
+    def _show(self, step: int, said: str) -> None:
         if self._bar:
-            self._bar.update(self._task, completed=step, loss=loss)
+            self._bar.update(self._task, completed=step, said=said)
+            return
+        of = "" if math.isinf(self._total) else f" of {self._total:.0f}"
+        print(f"step {step}{of}, {said}", file=sys.stderr)
+
+    def _said(self, trainer: Trainer, now: float, step: int) -> str:
+        speed = (step - self._first_step) / max(now - self._begin, 1e-9)
+        left = "" if math.isinf(self._total) else f", {span(max(self._total - step, 0) / speed)} left"
+        data = share(waited_s(trainer) - self._last_waited, now - self._last)
+        return f"{', '.join(recent_losses(self._recent))}, {speed:.2f} steps/s, data {data:.0%}{left}"
+
+    def _tell_of_slow_data(self, trainer: Trainer, now: float) -> None:
+        """Says once that the loader is what the training waits for."""
+        data = share(waited_s(trainer) - self._begin_waited, now - self._begin)
+        if self._told_of_data or now - self._begin < JUDGED_AFTER_S or data < SLOW_DATA:
+            return
+        self._told_of_data = True
+        text = f"{data:.0%} of the time so far was spent on waiting for data: {advice(trainer)}"
+        if self._bar:
+            self._bar.console.print(text)
         else:
-            speed = max(step - self._first_step, 1) / max(now - self._begin, 1e-9)
-            line = f"step {step} of {self._total:.0f}, loss {loss}, {speed:.2f} steps/s"
-            left = f", {(self._total - step) / speed:.0f} s left"
-            print(line.replace(" of inf", "") + ("" if math.isinf(self._total) else left), file=sys.stderr)
+            print(text, file=sys.stderr)
 
     def _stop(self) -> None:
         if self._bar:
@@ -74,3 +126,54 @@ class RunProgress(ProgressBar):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._stop()
+
+
+def recent_losses(batches: deque[tuple[Tensor, Tensor, Tensor]]) -> list[str]:
+    """Name and mean of the loss, and of its two parts where there are both; waits for the device.
+
+    Args:
+        batches: loss [], losses of the samples [B] and their roles [B] of each batch.
+    """
+    total = torch.stack([loss for loss, _, _ in batches]).float().cpu()
+    losses = torch.cat([losses for _, losses, _ in batches]).float().cpu()
+    roles = torch.cat([roles for _, _, roles in batches]).cpu()
+    said = [f"loss {finite_mean(total):.4f}"]
+    parts = {"instance": losses[roles == Role.INSTANCE], "prior": losses[roles == Role.REGULARISATION]}
+    if all(len(part) for part in parts.values()):
+        said += [f"{name} {finite_mean(part):.4f}" for name, part in parts.items()]
+    lost = int((~total.isfinite()).sum())
+    return said if not lost else [*said, f"{lost} of {len(total)} batches not finite"]
+
+
+def finite_mean(values: Tensor) -> float:
+    """The mean of what is finite; NaN where nothing is."""
+    return float(values[values.isfinite()].mean())
+
+
+def waited_s(trainer: Trainer) -> float:
+    """Seconds that this process has waited for its training batches; 0 for a loader that does not count them."""
+    return getattr(trainer.train_dataloader, "waited_s", 0.0)
+
+
+def share(part_s: float, whole_s: float) -> float:
+    return min(part_s / whole_s, 1.0) if whole_s > 0 else 0.0
+
+
+def advice(trainer: Trainer) -> str:
+    """What to change where the loader is too slow."""
+    loader: Any = trainer.train_dataloader
+    workers, batches = loader.num_workers, len(loader)
+    if workers and batches < SHORT_EPOCH:
+        return (
+            f"its {workers} workers start anew in every epoch, which has only {batches} batches here. Set "
+            "data.num_workers to 0, or raise the datasets' repeats"
+        )
+    return f"raise data.num_workers (now {workers}), or put data.cache_dir on a faster disk"
+
+
+def span(seconds: float) -> str:
+    """A time span at a glance: "40 s", "12 min", "2 h 05 min"."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min"

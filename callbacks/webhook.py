@@ -180,7 +180,7 @@ class Webhook(Subscriber):
         kind: `discord` (a message for each event, with up to ten images) or `raw` (JSON, signed with `secret_env`).
         url: Where to post; https, or http on this machine. It is kept in config.yaml and in each checkpoint.
         url_env: Environment variable that holds the URL, instead of `url`. A Discord URL is a secret: use this.
-        events: Kinds to send: run, status, checkpoint, preview, images, scores, error; all of them by default.
+        events: Kinds to send: run, status, checkpoint, preview, images, scores, warning, error; all by default.
         level: The least important level to send: debug, info, warning or error. Only `preview` is debug.
         status_every_n_steps: Optimizer steps between two messages on how the training goes; 100 by default.
         secret_env: Environment variable with the secret that signs each message; `raw` needs it, `discord` has none.

@@ -17,6 +17,7 @@ from dreamlit.events import (
     Scores,
     TrainingStatus,
     ValidationImages,
+    Warned,
     plain,
 )
 
@@ -71,6 +72,8 @@ def told(event: Event) -> tuple[str, str]:
         case Scores():
             lines = (f"{name}: {values(of)}" for name, of in event.scores.items())
             return f"Scores at {at_step(event.step)}", "\n".join(lines)
+        case Warned():
+            return f"Warning at {at_step(event.step)}", event.message
         case Error():
             return event.type, event.message
         case _:

@@ -113,10 +113,19 @@ class ValidationImages(Event):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Scores(Event):
-    """Scores of one evaluation: name -> {"base", "adapter", "photos": value}."""
+    """Scores of one set of images: name -> {"base", "adapter", "ema", "photos": value}, as far as there are any."""
 
     kind = "scores"
     scores: Mapping[str, Mapping[str, float | None]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Warned(Event):
+    """Something to look at while the run goes on, such as a step that was left out; scrubbed by `scrubbed`."""
+
+    kind = "warning"
+    levels = ("warning",)
+    message: str
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -130,7 +139,8 @@ class Error(Event):
 
 
 KINDS: dict[str, type[Event]] = {
-    event.kind: event for event in (RunStage, TrainingStatus, Checkpoint, PreviewStep, ValidationImages, Scores, Error)
+    event.kind: event
+    for event in (RunStage, TrainingStatus, Checkpoint, PreviewStep, ValidationImages, Scores, Warned, Error)
 }
 
 

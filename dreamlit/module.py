@@ -7,7 +7,7 @@ import functools
 import gc
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -17,9 +17,11 @@ from torch import Tensor
 
 from dreamlit import resume
 from dreamlit.adapters import Adapter
+from dreamlit.evaluating import WEIGHTS, Evaluation, Measured
 from dreamlit.export import export, load_into_adapter
 from dreamlit.families import Family
 from dreamlit.images import generate, save_image
+from dreamlit.non_finite import NonFinite, judged_gradients, known_first
 from dreamlit.objective import Losses, Objective
 from dreamlit.optimisation import Schedule, apply_options, check_schedule, schedule
 from dreamlit.process import Process
@@ -39,6 +41,8 @@ class DreamBooth(LightningModule):
         lr_scheduler: How the learning rate changes over the run.
         lr_warmup_steps: Optimizer steps in which the learning rate rises from 0; not for `constant`.
         init_from: Adapter file whose weights the run starts from (a new run: steps and optimizer start afresh).
+        max_skipped_steps: Optimizer steps that the run may leave out because their loss or gradient is not finite (NaN
+            or infinite): such a step changes nothing, and a warning names its samples. At one more the run stops.
         seed: Set by `seed_everything`.
     """
 
@@ -51,6 +55,7 @@ class DreamBooth(LightningModule):
         lr_scheduler: Schedule = "constant",
         lr_warmup_steps: int = 0,
         init_from: str | None = None,
+        max_skipped_steps: int = 0,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -62,6 +67,9 @@ class DreamBooth(LightningModule):
         self.lr_scheduler: Schedule = lr_scheduler
         self.lr_warmup_steps = lr_warmup_steps
         self.init_from = init_from
+        self.non_finite = NonFinite(max_skipped_steps)
+        self.step_skipped = False
+        """Whether the last optimizer step was left out: a callback that follows the weights leaves it out too."""
         self.seed = seed
         self.run_facts: dict[str, Any] = {}
         """What a checkpoint says about its run: filled by whoever knows it (the command, the datamodule)."""
@@ -69,6 +77,8 @@ class DreamBooth(LightningModule):
         """Whether there are regularisation samples; the datamodule knows. `Full` keeps no copy of the base without."""
         self.rollout = RolloutOptions()
         """Scheduled sampling, off unless the callback `ScheduledSampling` turns it on."""
+        self.eval_passes: tuple[str, ...] = (WEIGHTS,)
+        """What an evaluation measures; with an `EMA` for `validation` also its average (`dreamlit.evaluating`)."""
         self.denoiser: torch.nn.Module | None = None
 
     @functools.cached_property
@@ -176,6 +186,7 @@ class DreamBooth(LightningModule):
         if self.rollout.on:
             offsets = self.rollout.offsets(self.process, self.seed, batch.keys, batch.t, self.global_step)
         losses = self.losses(batch, offsets)
+        self.non_finite.see(batch, losses.per_sample, batch_idx % self.trainer.accumulate_grad_batches == 0)
         self._log_losses(losses, batch_idx)
         return {"loss": losses.total, "per_sample": losses.per_sample, "keys": batch.keys, "offsets": offsets}
 
@@ -195,6 +206,28 @@ class DreamBooth(LightningModule):
         # Without a sample of a role its mean is 0 / 0, NaN; left out, loggers would repeat the last one.
         self.log("loss/instance", instance / instances, rank_zero_only=True)
         self.log("loss/prior", prior / priors, rank_zero_only=True)
+
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
+    ) -> None:
+        """Takes the step where its loss and gradient are finite. To know that, it waits for the device."""
+        assert optimizer_closure is not None
+        loss = optimizer_closure()  # the last batch of the step, forward and backward
+        gradients = judged_gradients(self.trainer, optimizer)
+        self.step_skipped = not self.non_finite.is_finite(self._step_sums[4], gradients)
+        if self.step_skipped:
+            self.non_finite.skip(self.trainer, self)
+        else:
+            optimizer.step(closure=known_first(loss, optimizer_closure))
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        if not self.step_skipped:
+            super().lr_scheduler_step(scheduler, metric)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        every = self.trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]
+        if self.non_finite.max_skipped_steps and every and self.global_step % every == 0:
+            self.log("skipped", float(self.non_finite.skipped), rank_zero_only=True)
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Moves a batch's tensors; Lightning's way copies the whole dataclass first, piece by piece."""
@@ -219,31 +252,28 @@ class DreamBooth(LightningModule):
 
     # evaluation and samples ---------------------------------------------------------------------------------------
 
-    def _evaluate(self, batch: Batch) -> None:
-        losses = self.losses(batch)
-        counted = losses.per_sample.cpu().double()[batch.weight.cpu() > 0]  # MPS has no float64
-        self._eval_sums += torch.tensor([float(counted.sum()), len(counted)], dtype=torch.float64)
-
     def on_validation_epoch_start(self) -> None:
-        self._eval_sums = torch.zeros(2, dtype=torch.float64)
+        self._evaluation = Evaluation(self.eval_passes)
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self._evaluate(batch)
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._evaluation.add(dataloader_idx, batch, self.losses(batch).per_sample)
+
+    def evaluated(self) -> dict[str, Measured]:
+        """What the evaluation has measured: "" the weights, "-ema" their average. At its end, and on every rank."""
+        return self._evaluation.measured(self.trainer.world_size)
 
     def on_validation_epoch_end(self) -> None:
         self._log_evaluation("loss/val")
 
     on_test_epoch_start = on_validation_epoch_start
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self._evaluate(batch)
+    test_step = validation_step
 
     def on_test_epoch_end(self) -> None:
         self._log_evaluation("loss/test")
 
     def _log_evaluation(self, name: str) -> None:
-        sums = self._over_ranks(self._eval_sums.float().to(self.device))
-        self.log(name, (sums[0] / sums[1]).float(), rank_zero_only=True, prog_bar=True)
+        for what, measured in self.evaluated().items():
+            self.log(f"{name}{what}", torch.tensor(measured.mean), rank_zero_only=True, prog_bar=True)
 
     def export(self, folder: str | pathlib.Path, stem: str) -> list[pathlib.Path]:
         """Writes the adapter in each of its formats and returns the paths.
@@ -307,11 +337,13 @@ class DreamBooth(LightningModule):
         checkpoint["dreamlit"] = {
             **{name: value for name, value in self.run_facts.items() if name != "allow_changes"},
             "base_fingerprint": self.family.fingerprint("denoiser"),
+            "skipped_steps": self.non_finite.skipped,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         allowed = self.run_facts.get("allow_changes", [])
         resume.refuse_other_base(checkpoint, self.family.fingerprint("denoiser"), allowed)
         if self.trainer.training:
+            self.non_finite.skipped = checkpoint["dreamlit"].get("skipped_steps", 0)
             resume.refuse_other_data(checkpoint, self.run_facts["manifest_digest"], allowed)
             apply_options(self.optimizer_factory([torch.nn.Parameter(torch.zeros(1))]), checkpoint)

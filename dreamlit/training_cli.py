@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import itertools
 import os
 import pathlib
 import sys
@@ -16,7 +15,6 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch import Trainer as LightningTrainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import CSVLogger
 
 from dreamlit import resume
 from dreamlit.callbacks import shipped_callbacks
@@ -28,6 +26,7 @@ from dreamlit.datamodules.config_values import base_folder
 from dreamlit.datamodules.dreambooth import DreamBoothData
 from dreamlit.errors import ConfigError, nearest
 from dreamlit.layers import config_paths, expand_layers, optimizer_class, read_config
+from dreamlit.logs import LOGGER_HELP, missing_package, run_loggers
 from dreamlit.module import DreamBooth
 from dreamlit.quiet import quieten
 from dreamlit.suggestions import cause_of, explained, option_names
@@ -130,7 +129,7 @@ class DreamlitCLI(LightningCLI):
         if subcommand in ("fit", "validate", "test", "predict"):  # Lightning's words on it hold for other programs
             help_of(parser, "ckpt_path", CKPT_PATH_HELP.get(subcommand, CKPT_PATH_HELP["validate"]))
         help_of(parser, "trainer.default_root_dir", "Folder of the run: checkpoints, adapters, logs, config.yaml.")
-        help_of(parser, "trainer.logger", "Logger or list of loggers; by default CSV files in <default_root_dir>/logs.")
+        help_of(parser, "trainer.logger", LOGGER_HELP)
         return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -177,15 +176,15 @@ class DreamlitCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         try:
             super().instantiate_classes()
-        except (ValueError, MisconfigurationException) as error:
-            raise cause_of(error) or ConfigError(str(error)) from error
+        except (ValueError, ImportError, MisconfigurationException) as error:
+            raise cause_of(error) or missing_package(error) or ConfigError(str(error)) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> LightningTrainer:
         config = self._get(self.config_init, "trainer")
         refuse_sharding(config.get("strategy"))
         refuse_without_checkpoints(config)
-        if config.get("logger") in (None, True):
-            kwargs["logger"] = csv_logger(pathlib.Path(config["default_root_dir"]), str(self.subcommand))
+        root = pathlib.Path(config["default_root_dir"])
+        kwargs["logger"] = run_loggers(config.get("logger"), root, str(self.subcommand))
         try:
             return self.trainer_with(config, kwargs)
         except (ImportError, RuntimeError) as error:  # a package that is not here, a callback that stands twice
@@ -211,6 +210,7 @@ class DreamlitCLI(LightningCLI):
     def after_instantiate_classes(self) -> None:
         assert isinstance(self.model, DreamBooth) and isinstance(self.datamodule, DreamBoothData)
         self._dump_config()
+        self.datamodule.progress = self.trainer.progress_bar_callback is not None
         self.model.run_facts["config"] = yaml.safe_dump(self.config_dump, sort_keys=True)
         self.model.run_facts["allow_changes"] = list(self._get(self.config_init, "allow_changes"))
         check_combinations(self.model, self.datamodule, self.trainer, training=self.subcommand == "fit")
@@ -228,18 +228,6 @@ class DreamlitCLI(LightningCLI):
             assert isinstance(self.trainer, Trainer)
             self.trainer.end_other_ranks()
             raise
-
-
-def csv_logger(root: pathlib.Path, command: str) -> CSVLogger | bool:
-    """The logger of a run that names none; CSVLogger empties its folder, so what an earlier call logged stays apart.
-
-    A run logs into `logs`, its resumes into `logs-2`, `logs-3` ..., an evaluation into `logs-validate`.
-    """
-    if command not in ("fit", "validate", "test"):
-        return False
-    name = "logs" if command == "fit" else f"logs-{command}"
-    names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
-    return CSVLogger(root, name="", version=next(name for name in names if not (root / name).exists()))
 
 
 def as_seed(value: Any) -> int:

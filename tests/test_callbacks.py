@@ -1,11 +1,10 @@
-"""The callbacks alone: when the best checkpoint is kept, and what the progress says without a last step."""
+"""RunCheckpoint alone: when the best checkpoint is kept."""
 
 import types
 
 import pytest
 
 from dreamlit.callbacks.checkpoint import RunCheckpoint, refuse_split_window
-from dreamlit.callbacks.progress import RunProgress
 from dreamlit.errors import CombinationError
 
 
@@ -42,21 +41,3 @@ def test_a_share_of_an_epoch_as_interval_is_checked_in_batches():
         callback.on_train_start(trainer, None)  # pyright: ignore[reportArgumentType]
     trainer.val_check_batch = trainer.num_training_batches = 8  # the end of an epoch ends its last optimizer step
     callback.on_train_start(trainer, None)  # pyright: ignore[reportArgumentType]
-
-
-@pytest.mark.parametrize(("total", "expected"), [(4, "step 2 of 4, loss"), (float("inf"), "step 2, loss")])
-def test_progress_without_a_last_step_says_no_time_left(capsys, total, expected):
-    trainer = types.SimpleNamespace(
-        max_steps=-1,
-        estimated_stepping_batches=total,
-        global_step=0,
-        is_global_zero=True,
-        accumulate_grad_batches=3,
-    )
-    progress = RunProgress(line_every_s=0)
-    progress.on_train_start(trainer, None)  # pyright: ignore[reportArgumentType]
-    trainer.global_step = 2
-    progress.on_train_batch_end(trainer, None, {"loss": 0.5})  # pyright: ignore[reportArgumentType]
-    line = capsys.readouterr().err
-    assert f"{expected} 1.5000" in line
-    assert ("left" in line) == (total == 4) and "inf" not in line

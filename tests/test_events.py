@@ -32,6 +32,7 @@ EXAMPLES = [
         ),
     ),
     events.Scores(step=4, scores={"subject_fidelity": {"base": 0.5, "adapter": math.nan}}),
+    events.Warned(step=4, message="a step was left out"),
     events.Error(step=4, type="ValueError", message="no"),
     events.Error(step=4, type="ValueError", message="a broken name: \udcff"),
 ]
