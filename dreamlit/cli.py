@@ -20,11 +20,17 @@ COMMANDS = {
     "export": "Adapter files from a checkpoint; --check proves that they load.",
     "inspect": "Format, algorithm, rank, alpha and matched modules of an adapter file.",
     "cache": "Verify or clean a cache folder: cache verify DIR, cache gc DIR.",
+    "watch": "Show a run in the browser while it goes on, or again afterwards: watch RUN_DIR.",
     "toybox": "Put a small trained model and photos of a subject beside you, for the quickstart.",
 }
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it (128 + SIGINT)."""
-TOOLS = {"inspect": "dreamlit.tools", "cache": "dreamlit.tools", "toybox": "dreamlit.toybox.command"}
+TOOLS = {
+    "inspect": "dreamlit.tools",
+    "cache": "dreamlit.tools",
+    "watch": "dreamlit.live.command",
+    "toybox": "dreamlit.toybox.command",
+}
 
 HELP = f"""usage: dreamlit COMMAND --config run.yaml [--model.adapter.rank 8 ...]
 
