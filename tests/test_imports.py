@@ -40,12 +40,15 @@ GRAPH = {name: imports_of(path) for name, path in modules().items()}
 SHOWS = (
     *("dreamlit.images", "dreamlit.plots", "dreamlit.metrics", "dreamlit.encoders", "dreamlit.observing"),
     *("dreamlit.datamodules.images", "dreamlit.datamodules.fills"),
+    *("dreamlit.previewing", "dreamlit.preview_grid", "dreamlit.prompts", "dreamlit.recipes"),
+    *("dreamlit.report_scores", "dreamlit.scoring", "dreamlit.curves"),
 )
 BASICS = ("dreamlit.types", "dreamlit.errors", "dreamlit.seeds", "dreamlit.quiet", "dreamlit.events")
 
 
 def group(name: str) -> str:
-    for prefix in ("dreamlit.families", "dreamlit.adapters", "dreamlit.datamodules", "dreamlit.callbacks"):
+    packages = ("families", "adapters", "datamodules", "callbacks", "live")
+    for prefix in map("dreamlit.{}".format, packages):
         if name == prefix or name.startswith(prefix + "."):
             return prefix
     return (
@@ -66,13 +69,34 @@ def group(name: str) -> str:
         ("dreamlit.datamodules", ()),
         (
             "dreamlit.callbacks",
-            (*SHOWS, "dreamlit.averaging", "dreamlit.delivery", "dreamlit.discord", "dreamlit.rollout"),
+            (
+                *SHOWS,
+                "dreamlit.averaging",
+                "dreamlit.evaluating",
+                "dreamlit.delivery",
+                "dreamlit.live",
+                "dreamlit.discord",
+                "dreamlit.rollout",
+            ),
         ),
+        ("dreamlit.evaluating", ()),
         ("dreamlit.delivery", ("dreamlit.__version__",)),
         ("dreamlit.discord", ()),
         ("dreamlit.averaging", ("dreamlit.export", "dreamlit.formats")),
         ("dreamlit.metrics", ("dreamlit.encoders",)),
-        ("dreamlit.encoders", ()),
+        ("dreamlit.encoders", ("dreamlit.encoder_input",)),
+        ("dreamlit.encoder_input", ()),
+        ("dreamlit.scoring", ("dreamlit.metrics", "dreamlit.plots", "dreamlit.encoders")),
+        ("dreamlit.curves", ("dreamlit.plots",)),
+        ("dreamlit.prompts", ()),
+        ("dreamlit.previewing", ()),
+        ("dreamlit.recipes", ("dreamlit.images", "dreamlit.previewing")),
+        ("dreamlit.preview_grid", ("dreamlit.plots",)),
+        ("dreamlit.report_scores", ("dreamlit.metrics",)),
+        ("dreamlit.logs", ("dreamlit.log_files",)),
+        ("dreamlit.log_files", ()),
+        ("dreamlit.non_finite", ()),
+        ("dreamlit.live", ()),
         ("dreamlit.types", ()),
         ("dreamlit.errors", ()),
         ("dreamlit.seeds", ()),
@@ -134,3 +158,4 @@ def test_the_top_level_help_loads_no_library():
 def test_the_training_command_loads_models_and_adapters_only_when_they_are_used():
     loaded = loaded_by("import dreamlit.training_cli")
     assert not loaded & {"diffusers", "peft", "lycoris", "torchao", "webdataset", "bitsandbytes"}
+    assert not loaded & {"tensorboard", "tensorboardX", "wandb", "mlflow"}
