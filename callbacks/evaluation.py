@@ -14,7 +14,8 @@ from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
 from dreamlit.callbacks.checkpoint import RunCheckpoint, run_name
 from dreamlit.callbacks.ema import EMA
 from dreamlit.errors import CombinationError, ConfigError, Faults, nearest
-from dreamlit.evaluating import AVERAGE, NAMES, WEIGHTS, Measured, record, recorded, told
+from dreamlit.evaluating import AVERAGE, NAMES, WEIGHTS, Measured, told
+from dreamlit.step_lines import record, recorded
 
 METRICS = (f"loss/val{WEIGHTS}", f"loss/val{AVERAGE}")
 FILE = "evaluation.jsonl"
@@ -213,7 +214,7 @@ class StableEvaluation(Callback):
                 warnings.warn(f"StableEvaluation: {self.failures} lines or plots could not be written", stacklevel=2)
 
     def _draw(self, trainer: Trainer) -> None:
-        from dreamlit.plots import draw_evaluation, lowest
+        from dreamlit.curves import draw_evaluation, lowest
 
         rows = recorded(self._path(trainer), trainer.global_step)
         if not rows:

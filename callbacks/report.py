@@ -159,7 +159,7 @@ class RunReport(Callback):
 
     def _report(self, trainer: Trainer, module: Any) -> None:
         """Makes what can be made and says where it is."""
-        from dreamlit.plots import draw_losses
+        from dreamlit.curves import draw_losses
 
         root = pathlib.Path(trainer.default_root_dir)
         average = average_for(trainer, "report")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import pathlib
 from collections.abc import Callable, Iterator
@@ -16,6 +15,7 @@ from dreamlit.callbacks.checkpoint import run_name
 from dreamlit.callbacks.preview import Made, ValidationPreview
 from dreamlit.errors import CombinationError, ConfigError, DataError, Faults, ModelError
 from dreamlit.scoring import HIGHER_IS_BETTER, Drawn, Photos, Scorer, Wording
+from dreamlit.step_lines import record
 
 FILE = "scores.jsonl"
 Told = Callable[[Trainer, LightningModule, int, dict[str, dict[str, Any]]], None]
@@ -201,8 +201,7 @@ class Scores(Callback):
         photos = {"mutual_similarity": self._photos.mutual_similarity, "closest_pair": self._photos.closest_pair}
         line = {"step": step, "models": scores, "photos": photos}
         root = pathlib.Path(trainer.default_root_dir)
-        with (root / FILE).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        record(root / FILE, line)
         trained = {f"score{'-ema' if model == 'ema' else ''}/{name}": value for model, name, value in single(scores)}
         trainer.callback_metrics.update({name: as_metric(value) for name, value in trained.items()})
         for logger in trainer.loggers:

@@ -1,13 +1,10 @@
-"""The arithmetic of an evaluation, the losses of a fixed grid and their means; and the file with all of a run's."""
+"""The arithmetic of an evaluation: the losses of a fixed grid and their means."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import math
-import os
-import pathlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, TypeVar
@@ -124,31 +121,3 @@ def told(measured: Measured, bands: int, num_timesteps: int) -> dict[str, Any]:
 
 def number(value: float) -> float | None:
     return value if math.isfinite(value) else None
-
-
-def record(path: pathlib.Path, line: dict[str, Any]) -> None:
-    """Adds a line to the file, whole or not at all.
-
-    Lines of the same or a later step are of an attempt that was given up, and go.
-    """
-    rows = [*(row for row in recorded(path) if row["step"] < line["step"]), line]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    text = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
-
-
-def recorded(path: pathlib.Path, until_step: float = math.inf) -> list[dict[str, Any]]:
-    """The evaluations of a run up to a step; none without a file. A line that cannot be read is left out."""
-    if not path.is_file():
-        return []
-    rows = []
-    for text in path.read_text(encoding="utf-8", errors="replace").split("\n"):  # a file name may hold U+2028
-        try:
-            row = json.loads(text)
-            if row["step"] <= until_step and isinstance(row["raw"], dict):
-                rows.append(row)
-        except (ValueError, KeyError, TypeError):
-            continue
-    return rows

@@ -18,13 +18,14 @@ from PIL import Image
 from dreamlit.callbacks.checkpoint import RunCheckpoint
 from dreamlit.callbacks.ema import EMA
 from dreamlit.callbacks.evaluation import StableEvaluation
+from dreamlit.curves import draw_evaluation, evaluation_figure, lowest
 from dreamlit.datamodules.config import DatasetSpecs
 from dreamlit.datamodules.config_entries import ImageDataset
 from dreamlit.datamodules.dreambooth import DreamBoothData
 from dreamlit.datamodules.manifest import build_manifest
 from dreamlit.errors import CombinationError, ConfigError, DataError
-from dreamlit.evaluating import Cell, Evaluation, Measured, record, recorded
-from dreamlit.plots import draw_evaluation, evaluation_figure, lowest
+from dreamlit.evaluating import Cell, Evaluation, Measured
+from dreamlit.step_lines import record, recorded
 from dreamlit.types import Role
 from runs import assert_same_state, base_config, checkpoint, fit, merged, run, write_photos
 from test_distributed import OPTIMIZER, TWO_PROCESSES, fit_on_ranks

@@ -55,7 +55,7 @@ def test_the_reference_arm_is_the_quickstart_with_another_subject():
         ("lokr-perturbed", {"model.objective.input_perturbation."}),
         ("lokr-no-prior", {"data.datasets.", "model.objective.prior_loss_weight."}),
         ("lokr-no-masks", {"data.datasets."}),
-        ("lokr-busy", {"data.datasets."}),
+        ("lokr-busy", {"data.datasets.", "model.objective.prior_loss_weight."}),
         ("lokr-short-prompt", {"data.datasets."}),
     ],
 )

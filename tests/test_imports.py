@@ -41,7 +41,7 @@ SHOWS = (
     *("dreamlit.images", "dreamlit.plots", "dreamlit.metrics", "dreamlit.encoders", "dreamlit.observing"),
     *("dreamlit.datamodules.images", "dreamlit.datamodules.fills"),
     *("dreamlit.previewing", "dreamlit.preview_grid", "dreamlit.prompts", "dreamlit.recipes"),
-    *("dreamlit.report_scores", "dreamlit.scoring", "dreamlit.curves"),
+    *("dreamlit.report_scores", "dreamlit.scoring", "dreamlit.curves", "dreamlit.step_lines"),
 )
 BASICS = ("dreamlit.types", "dreamlit.errors", "dreamlit.seeds", "dreamlit.quiet", "dreamlit.events")
 
@@ -87,7 +87,7 @@ def group(name: str) -> str:
         ("dreamlit.encoders", ("dreamlit.encoder_input",)),
         ("dreamlit.encoder_input", ()),
         ("dreamlit.scoring", ("dreamlit.metrics", "dreamlit.plots", "dreamlit.encoders")),
-        ("dreamlit.curves", ("dreamlit.plots",)),
+        ("dreamlit.curves", ("dreamlit.images", "dreamlit.step_lines")),
         ("dreamlit.prompts", ()),
         ("dreamlit.previewing", ()),
         ("dreamlit.recipes", ("dreamlit.images", "dreamlit.previewing")),

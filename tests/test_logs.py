@@ -18,9 +18,9 @@ from lightning.pytorch import Callback
 from lightning.pytorch.loggers import Logger
 
 from dreamlit import log_files
+from dreamlit.curves import logged_losses
 from dreamlit.log_files import RowFile, Table, append_whole, first_record, masked_crc, scalar_record
 from dreamlit.logs import GIVEN_UP_AFTER, RunLogger, TensorBoard, guarded, run_loggers
-from dreamlit.plots import logged_losses
 from runs import assert_same_state, base_config, checkpoint, fit, merged, run, write_photos
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 
-from dreamlit import events, plots
+from dreamlit import curves, events
 from dreamlit.adapters import LoRA
 from dreamlit.errors import ConfigError
 from dreamlit.families import SDXL
@@ -242,9 +242,9 @@ def test_a_step_left_out_is_told_to_subscribers():
 
 def test_a_loss_that_is_not_finite_is_no_point_of_the_loss_plot(tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr(plots, "loss_figure", lambda curves, title: drawn.append(curves["loss"]))
-    monkeypatch.setattr(plots, "save_figure", lambda figure, path: path)
-    plots.draw_losses(tmp_path / "a.png", tmp_path, {1: 0.5, 2: math.nan, 3: 0.25}, until_step=3, title="")
+    monkeypatch.setattr(curves, "loss_figure", lambda curves, title: drawn.append(curves["loss"]))
+    monkeypatch.setattr(curves, "save_figure", lambda figure, path: path)
+    curves.draw_losses(tmp_path / "a.png", tmp_path, {1: 0.5, 2: math.nan, 3: 0.25}, until_step=3, title="")
     assert drawn == [{1: 0.5, 3: 0.25}]
 
 

@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch.plugins.precision import Precision
 from PIL import Image
 
-from dreamlit import plots
+from dreamlit import curves, plots
 from dreamlit.callbacks.report import RunReport, score_lines
 from dreamlit.errors import ConfigError, DataError, ModelError
 from dreamlit.export import load_into_adapter
@@ -159,14 +159,14 @@ def test_losses_of_a_resumed_run_are_those_of_all_its_steps(tmp_path, tiny_sd_mo
     fit(merged(config, {"trainer.max_steps": 4}), "--ckpt_path", "last")
     batches = [row["loss"] for row in rows(tmp_path / "seen.jsonl")]
     expected = {step + 1: sum(batches[2 * step : 2 * step + 2]) for step in range(4)}  # Lightning has halved each
-    curves = plots.logged_losses(tmp_path / "run", until_step=4)
-    assert curves["loss"] == pytest.approx(expected, rel=1e-5)
-    assert curves["loss/instance"] == pytest.approx(expected, rel=1e-5) and not curves["loss/prior"]
+    logged = curves.logged_losses(tmp_path / "run", until_step=4)
+    assert logged["loss"] == pytest.approx(expected, rel=1e-5)
+    assert logged["loss/instance"] == pytest.approx(expected, rel=1e-5) and not logged["loss/prior"]
 
 
 def test_losses_are_drawn_where_nothing_is_logged(tmp_path, tiny_sd_model, photos, monkeypatch):
     drawn = []
-    monkeypatch.setattr(plots, "draw_losses", lambda path, root, seen, *rest: drawn.append(seen))
+    monkeypatch.setattr(curves, "draw_losses", lambda path, root, seen, *rest: drawn.append(seen))
     record = {"class_path": "recorder.Recorder", "init_args": {"path": str(tmp_path / "seen.jsonl")}}
     config = configured(tmp_path / "run", tiny_sd_model, photos, {"prompts": [PROMPT], "seeds": [1]})
     config["trainer"]["callbacks"].append(record)
@@ -295,7 +295,7 @@ def failing(*args, **kwargs):
         ("dreamlit.callbacks.report.RunReport._draw", ["losses.png", "scores.json"]),
         ("dreamlit.metrics.score_subject", ["before-after.png", "losses.png", "scores.json"]),
         ("dreamlit.plots.before_after", ["losses.png", "scores.json", "base", "adapter"]),
-        ("dreamlit.plots.loss_figure", ["before-after.png", "scores.json"]),
+        ("dreamlit.curves.loss_figure", ["before-after.png", "scores.json"]),
         ("dreamlit.callbacks.report.exported", []),
     ],
 )
@@ -380,25 +380,25 @@ def test_what_does_not_fit_the_model_and_broken_files_are_named_before_the_denoi
 
 
 def test_a_smoothed_constant_stays_and_a_span_of_one_changes_nothing():
-    assert plots.smoothed([2.0] * 5, span=4) == pytest.approx([2.0] * 5)
-    assert plots.smoothed([3.0, 1.0, 2.0], span=1) == [3.0, 1.0, 2.0]
+    assert curves.smoothed([2.0] * 5, span=4) == pytest.approx([2.0] * 5)
+    assert curves.smoothed([3.0, 1.0, 2.0], span=1) == [3.0, 1.0, 2.0]
 
 
 def test_smoothing_is_the_mean_with_falling_weights():
     values, decay = [3.0, -1.0, 4.0, 1.5], 0.75
     weights = [decay**age for age in (3, 2, 1, 0)]
-    assert plots.smoothed(values, span=4)[-1] == pytest.approx(np.average(values, weights=weights))
+    assert curves.smoothed(values, span=4)[-1] == pytest.approx(np.average(values, weights=weights))
 
 
 def test_the_loss_figure_shows_points_line_and_both_parts():
-    curves = {"loss": {1: 1.0, 2: 3.0}, "loss/instance": {1: 1.0, 2: 2.0}, "loss/prior": {2: 0.5}}
-    lines = [line for axes in plots.loss_figure(curves).axes for line in axes.lines]
+    losses = {"loss": {1: 1.0, 2: 3.0}, "loss/instance": {1: 1.0, 2: 2.0}, "loss/prior": {2: 0.5}}
+    lines = [line for axes in curves.loss_figure(losses).axes for line in axes.lines]
     assert [list(line.get_ydata()) for line in lines] == [[1.0, 2.0], [1.0, 2.0], [0.5], [0.5]]
     assert [list(line.get_xdata()) for line in lines] == [[1, 2], [1, 2], [2], [2]]
-    alone = plots.loss_figure({**curves, "loss/prior": {}}).axes[0]
-    assert [list(line.get_ydata()) for line in alone.lines] == [[1.0, 3.0], plots.smoothed([1.0, 3.0], span=1)]
+    alone = curves.loss_figure({**losses, "loss/prior": {}}).axes[0]
+    assert [list(line.get_ydata()) for line in alone.lines] == [[1.0, 3.0], curves.smoothed([1.0, 3.0], span=1)]
     with pytest.raises(ValueError, match="no loss"):
-        plots.loss_figure({"loss": {}})
+        curves.loss_figure({"loss": {}})
 
 
 @pytest.mark.parametrize(
@@ -414,14 +414,14 @@ def test_the_loss_figure_shows_points_line_and_both_parts():
 def test_damaged_and_foreign_rows_of_a_log_are_left_out(tmp_path, text, expected):
     (tmp_path / "logs").mkdir()
     (tmp_path / "logs" / "metrics.csv").write_text(text)
-    assert plots.logged_losses(tmp_path, until_step=4)["loss"] == expected
+    assert curves.logged_losses(tmp_path, until_step=4)["loss"] == expected
 
 
 def test_a_later_log_stands_over_an_earlier_one_in_the_order_of_numbers(tmp_path):
     for name, loss in (("logs", 1.0), ("logs-10", 10.0), ("logs-9", 9.0), ("logs-validate", 99.0)):
         (tmp_path / name).mkdir()
         (tmp_path / name / "metrics.csv").write_text(f"step,loss\n0,{loss}\n")
-    assert plots.logged_losses(tmp_path, until_step=9)["loss"] == {1: 10.0}
+    assert curves.logged_losses(tmp_path, until_step=9)["loss"] == {1: 10.0}
 
 
 def test_the_grid_has_photos_first_then_before_left_and_after_right():

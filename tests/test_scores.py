@@ -15,11 +15,12 @@ from PIL import Image
 
 from dreamlit.callbacks.best_of import BestOf
 from dreamlit.callbacks.scores import Scores
-from dreamlit.curves import read_lines, score_figure
+from dreamlit.curves import score_figure
 from dreamlit.encoders import ImageEncoder
 from dreamlit.errors import ConfigError
 from dreamlit.plots import photo_files, read_photo
 from dreamlit.scoring import HIGHER_IS_BETTER, Drawn, Photos, Scorer, Wording, crowding, front, nearest_photos, summary
+from dreamlit.step_lines import recorded
 from runs import assert_same_state, base_config, checkpoint, fit, merged, run, write_photos
 from tiny_encoders import make_clip, make_dino
 
@@ -78,7 +79,7 @@ def done(tmp_path_factory, tiny_sd_model, subject, models, loads):
         given = {"clip": str(models.clip), "dino": str(models.dino), "device": "model"}
         root = fit(configured(home / "run", tiny_sd_model, subject, given, {"most": 2}))
     plain = fit(configured(home / "plain" / "run", tiny_sd_model, subject, None))
-    return types.SimpleNamespace(root=root, plain=plain, lines=read_lines(root / "scores.jsonl", 99))
+    return types.SimpleNamespace(root=root, plain=plain, lines=recorded(root / "scores.jsonl"))
 
 
 def told(root, kind):
@@ -409,13 +410,6 @@ def test_crowding_is_that_of_the_paper():
     assert (found[1], found[4]) == (math.inf, math.inf)
     assert found[2] == pytest.approx(0.5 + 0.6 / 2)
     assert found[3] == pytest.approx(0.9 + 1.8 / 2)
-
-
-def test_lines_of_a_resumed_and_a_broken_file(tmp_path):
-    rows = [{"step": 1, "a": 1}, {"step": 3, "a": 2}, {"step": 2, "a": 3}, {"step": 9, "a": 4}, {"step": 1, "a": 5}]
-    text = "\n".join(map(json.dumps, rows)) + '\n[1]\n{"step": "x"}\n{"step": 2, "a'
-    (tmp_path / "scores.jsonl").write_text(text)
-    assert read_lines(tmp_path / "scores.jsonl", 3) == [rows[4], rows[2], rows[1]]
 
 
 def test_the_plot_shows_each_score_with_its_levels():

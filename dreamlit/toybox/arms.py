@@ -69,13 +69,15 @@ ARMS: dict[str, Arm] = {
         Arm("lokr-short-prompt", "LoKr, the same prompt for every photo instead of captions", captions=False),
         Arm(
             "lokr-busy",
-            "LoKr with masks, the same wall behind every photo and no caption that says so",
+            "LoKr with masks as of a hasty photographer: the same wall behind every photo, one prompt, no class images",
+            prior=False,
             captions=False,
             busy=True,
         ),
         Arm(
             "lokr-busy-no-masks",
             "the same without masks",
+            prior=False,
             captions=False,
             masks=False,
             busy=True,
