@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import gc
 import json
@@ -26,7 +25,8 @@ from dreamlit.objective import Losses, Objective
 from dreamlit.optimisation import Schedule, apply_options, check_schedule, schedule
 from dreamlit.process import Process
 from dreamlit.rollout import Predict, RolloutOptions, rollout, rollout_target
-from dreamlit.seeds import address
+from dreamlit.seeds import address, reseed
+from dreamlit.step_sums import StepSums
 from dreamlit.types import Batch
 
 
@@ -80,6 +80,7 @@ class DreamBooth(LightningModule):
         self.eval_passes: tuple[str, ...] = (WEIGHTS,)
         """What an evaluation measures; with an `EMA` for `validation` also its average (`dreamlit.evaluating`)."""
         self.denoiser: torch.nn.Module | None = None
+        self._step_sums = StepSums()
 
     @functools.cached_property
     def process(self) -> Process:
@@ -128,14 +129,7 @@ class DreamBooth(LightningModule):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Module dropout depends on the batch's place in the plan and the rank, not on what ran before."""
-        seed = address(self.seed, "step", batch.position, self.global_rank)
-        if self.device.type not in ("cpu", "cuda"):
-            torch.manual_seed(seed)
-            return
-        # torch.manual_seed notes a stack trace for every kind of device that is absent: a millisecond or two a step.
-        torch.default_generator.manual_seed(seed)
-        if self.device.type == "cuda":
-            torch.cuda.manual_seed(seed)
+        reseed(self.device, self.seed, "step", batch.position, self.global_rank)
 
     def losses(self, batch: Batch, offsets: Tensor | None = None) -> Losses:
         """The objective on one batch. offsets [B]: steps that the model goes to x_t itself (`dreamlit.rollout`)."""
@@ -191,21 +185,16 @@ class DreamBooth(LightningModule):
         return {"loss": losses.total, "per_sample": losses.per_sample, "keys": batch.keys, "offsets": offsets}
 
     def _log_losses(self, losses: Losses, batch_idx: int) -> None:
-        """Logs the loss and its two parts as means over all ranks and over the batches of the optimizer step."""
-        one = losses.total.detach().reshape(1)
-        sums = self._over_ranks(torch.cat([losses.role_sums().flatten(), one, torch.ones_like(one)]))
-        self._step_sums = sums if batch_idx % self.trainer.accumulate_grad_batches == 0 else self._step_sums + sums
-        instance, instances, prior, priors, total, batches = self._step_sums  # on the device: nothing waits for it
-        loss = total / batches
+        self._step_sums.add(losses, batch_idx % self.trainer.accumulate_grad_batches == 0, self.trainer.world_size)
         every = self.trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]
         if not every or (self.global_step + 1) % every:
             # Lightning's log takes a millisecond for each value; a callback that monitors the loss still finds one.
-            self.trainer.callback_metrics["loss"] = loss
+            self.trainer.callback_metrics["loss"] = self._step_sums.loss
             return
-        self.log("loss", loss, prog_bar=True, rank_zero_only=True)
+        self.log("loss", self._step_sums.loss, prog_bar=True, rank_zero_only=True)
         # Without a sample of a role its mean is 0 / 0, NaN; left out, loggers would repeat the last one.
-        self.log("loss/instance", instance / instances, rank_zero_only=True)
-        self.log("loss/prior", prior / priors, rank_zero_only=True)
+        self.log("loss/instance", self._step_sums.instance, rank_zero_only=True)
+        self.log("loss/prior", self._step_sums.prior, rank_zero_only=True)
 
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
@@ -214,7 +203,7 @@ class DreamBooth(LightningModule):
         assert optimizer_closure is not None
         loss = optimizer_closure()  # the last batch of the step, forward and backward
         gradients = judged_gradients(self.trainer, optimizer)
-        self.step_skipped = not self.non_finite.is_finite(self._step_sums[4], gradients)
+        self.step_skipped = not self.non_finite.is_finite(self._step_sums.total, gradients)
         if self.step_skipped:
             self.non_finite.skip(self.trainer, self)
         else:
@@ -233,22 +222,12 @@ class DreamBooth(LightningModule):
         """Moves a batch's tensors; Lightning's way copies the whole dataclass first, piece by piece."""
         if not isinstance(batch, Batch):
             return super().transfer_batch_to_device(batch, device, dataloader_idx)
-        later = device.type == "cuda"  # from pinned memory; other devices would read what has not arrived yet
-        tensors = {name: value for name, value in vars(batch).items() if isinstance(value, Tensor)}
-        moved = {name: value.to(device, non_blocking=later) for name, value in tensors.items()}
-        conditioning = {name: value.to(device, non_blocking=later) for name, value in batch.conditioning.items()}
-        return dataclasses.replace(batch, conditioning=conditioning, **moved)
+        return batch.moved_to(device)
 
     def on_validation_model_zero_grad(self) -> None:
         """Frees the gradients before an evaluation: only the adapter has any, and walking the whole model is slow."""
         for parameter in self.adapter.parameters().values():
             parameter.grad = None
-
-    def _over_ranks(self, sums: Tensor) -> Tensor:
-        """Sums added up over all ranks; every rank must call it. Lightning's own reduce waits for the device first."""
-        if self.trainer.world_size > 1:
-            torch.distributed.all_reduce(sums)
-        return sums
 
     # evaluation and samples ---------------------------------------------------------------------------------------
 

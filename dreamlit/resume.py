@@ -50,6 +50,8 @@ MAY_CHANGE = (
 """Keys that a resumed run may change: more steps, the learning rate, logging, callbacks, where and on what it runs."""
 
 
+CALLBACKS_THAT_TRAIN = ("ScheduledSampling",)
+"""Callbacks whose options decide what is trained on; a resumed run may change all others."""
 NEVER_CHANGE = ("model.optimizer.class_path", "model.adapter.class_path")
 
 
@@ -155,6 +157,16 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def training_callbacks(config: dict[str, Any]) -> dict[str, Any]:
+    """The options of the callbacks that train, as dotted keys: {"ScheduledSampling.probability": 0.5}."""
+    found: dict[str, Any] = {}
+    for callback in config.get("trainer", {}).get("callbacks") or []:
+        name = str(callback.get("class_path", "")).rpartition(".")[2] if isinstance(callback, dict) else ""
+        if name in CALLBACKS_THAT_TRAIN:
+            found.update(flatten(callback.get("init_args") or {}, f"{name}."))
+    return found
+
+
 def compare_configs(path: pathlib.Path, config: dict[str, Any], allowed: list[str]) -> list[str]:
     """Shows how the configuration differs from the checkpoint's and refuses what would make another run of it.
 
@@ -172,7 +184,7 @@ def compare_configs(path: pathlib.Path, config: dict[str, Any], allowed: list[st
     checkpoint = read_checkpoint(path)
     refuse_to_branch(path, checkpoint["global_step"], pathlib.Path(config["trainer"]["default_root_dir"]))
     saved = yaml.safe_load(checkpoint["dreamlit"]["config"])
-    before, now = flatten(saved), flatten(config)
+    before, now = ({**flatten(each), **training_callbacks(each)} for each in (saved, config))
     refused = Faults(f"{path} was made by another configuration", CheckpointError)
     lines = []
     for key in sorted(before.keys() | now.keys()):

@@ -31,3 +31,17 @@ def generator(*parts: Part) -> torch.Generator:
     import torch  # the plan and the dataset tools need seeds without torch
 
     return torch.Generator().manual_seed(address(*parts))
+
+
+def reseed(device: torch.device, *parts: Part) -> None:
+    """Seeds the global generators of the CPU and of `device`, by which module dropout is drawn."""
+    import torch
+
+    seed = address(*parts)
+    if device.type not in ("cpu", "cuda"):
+        torch.manual_seed(seed)
+        return
+    # torch.manual_seed notes a stack trace for every kind of device that is absent: a millisecond or two a step.
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)

@@ -7,6 +7,7 @@ import enum
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     Conditioning = dict[str, Tensor]
@@ -59,6 +60,14 @@ class Batch:
     """Which draw each sample is: `dataset/path#visit`."""
     position: int = 0
     """Place of the global batch in the plan; module dropout is seeded from it."""
+
+    def moved_to(self, device: torch.device) -> Batch:
+        """The batch with its tensors on a device."""
+        later = device.type == "cuda"  # from pinned memory; other devices would read what has not arrived yet
+        tensors = {name: value for name, value in vars(self).items() if hasattr(value, "to")}
+        moved = {name: value.to(device, non_blocking=later) for name, value in tensors.items()}
+        conditioning = {name: value.to(device, non_blocking=later) for name, value in self.conditioning.items()}
+        return dataclasses.replace(self, conditioning=conditioning, **moved)
 
 
 class Encoders(Protocol):

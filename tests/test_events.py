@@ -14,7 +14,7 @@ import warnings
 
 import pytest
 
-from dreamlit import events
+from dreamlit import event_schema, events
 
 DOCS = pathlib.Path(__file__).resolve().parent.parent / "docs" / "events.md"
 EXAMPLES = [
@@ -88,11 +88,11 @@ def faults(value, rule, root):
 
 
 def faults_of(record):
-    found = faults(record, events.schema(), events.schema())
+    found = faults(record, event_schema.schema(), event_schema.schema())
     if importlib.util.find_spec("jsonschema"):
         import jsonschema
 
-        validator = jsonschema.Draft202012Validator(events.schema())
+        validator = jsonschema.Draft202012Validator(event_schema.schema())
         assert validator.is_valid(record) == (not found)
     return found
 
@@ -144,12 +144,12 @@ def test_values_in_json_are_those_of_the_event():
 
 def test_the_documented_schema_is_the_programs():
     block = re.search(r"```json\n(\{\s*\"\$schema\".*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
-    assert block and json.loads(block[1]) == events.schema()
+    assert block and json.loads(block[1]) == event_schema.schema()
 
 
 def test_the_documents_name_every_field_of_every_event():
     text = DOCS.read_text(encoding="utf-8").partition("| `event` | level |")[2].partition("Paths are relative")[0]
-    for name, rule in events.schema()["$defs"].items():
+    for name, rule in event_schema.schema()["$defs"].items():
         kind = events.KINDS.get(getattr(getattr(events, name), "kind", ""))
         row = next((line for line in text.splitlines() if kind and line.startswith(f"| `{kind.kind}`")), text)
         for field in set(rule["properties"]) - {"step"}:

@@ -102,6 +102,7 @@ def group(name: str) -> str:
         ("dreamlit.seeds", ()),
         ("dreamlit.quiet", ()),
         ("dreamlit.events", ()),
+        ("dreamlit.event_schema", ()),
     ],
 )
 def test_a_layer_imports_only_what_it_may(importer, allowed):

@@ -115,6 +115,23 @@ def test_a_resume_with_another_setting_is_refused_and_named(tmp_path, tiny_model
     assert "--allow_changes+=" in report
 
 
+def test_a_resume_with_another_rollout_is_refused_and_one_with_another_onlooker_is_not(
+    tmp_path, tiny_model, photos, capsys
+):
+    def with_rollout(most, *more):
+        rollout = {"class_path": "ScheduledSampling", "init_args": {"max_step_offset": most, "probability": 1.0}}
+        return {"trainer.callbacks": [rollout, *more]}
+
+    config = configured(tmp_path, tiny_model, photos, "LoRA", None, "run", **{"trainer.max_steps": 1})
+    fit(merged(config, with_rollout(2)))
+    longer = merged(config, {"trainer.max_steps": 2})
+    assert run("fit", merged(longer, with_rollout(3)), "--ckpt_path", "last") == 2
+    assert "ScheduledSampling.max_step_offset: 2 in the checkpoint, 3 now" in capsys.readouterr().err
+    assert run("fit", longer, "--ckpt_path", "last") == 2
+    assert "--allow_changes+=ScheduledSampling.probability" in capsys.readouterr().err
+    fit(merged(longer, with_rollout(2, {"class_path": "EventLog"})), "--ckpt_path", "last")
+
+
 def test_a_changed_photo_is_refused_until_it_is_allowed(tmp_path, tiny_model, capsys):
     folder = write_photos(tmp_path / "photos", [(64, 64)] * 2)
     config = configured(tmp_path, tiny_model, folder, "LoRA", None, "run", **{"trainer.max_steps": 2})
