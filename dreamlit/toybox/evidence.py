@@ -28,7 +28,7 @@ from dreamlit.toybox import MODEL, weights_hash
 from dreamlit.toybox.arms import ARMS, Trial
 from dreamlit.toybox.command import write_class_images
 from dreamlit.toybox.evidence_report import write_report
-from dreamlit.toybox.subjects import SUBJECTS, write_photos
+from dreamlit.toybox.subjects import SUBJECTS, WALL, write_photos
 
 REFERENCE = "lokr"
 CLASS_IMAGES = 24
@@ -55,7 +55,7 @@ def prepare(work: pathlib.Path, subjects: list[str]) -> None:
     for name in subjects:
         subject = SUBJECTS[name]
         write_photos(work / "photos", subject)
-        write_photos(work / "busy", subject, backgrounds=("bricks",) * 5)
+        write_photos(work / "busy", subject, backgrounds=(WALL,) * 5)
         write_class_images(work / "class" / subject.individual.kind, subject, CLASS_IMAGES, 0, False)
 
 

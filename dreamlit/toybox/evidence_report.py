@@ -14,6 +14,7 @@ SCORES = {
     "subject_fidelity": "subject fidelity",
     "identity": "identity",
     "background": "background right",
+    "wall": "on the wall",
     "prompt_fidelity": "CLIP-T",
     "pres": "PRES",
     "leak": "leak",
@@ -22,7 +23,7 @@ SCORES = {
     "world_kept": "other classes kept",
 }
 CEILINGS = ("photos_similarity", "decoded")
-COMPARED = ("subject_fidelity", "identity", "background", "pres", "leak", "div")
+COMPARED = ("subject_fidelity", "identity", "background", "wall", "pres", "leak", "div")
 """The scores whose differences are shown arm by arm."""
 EXPLAINED = """\
 - **subject fidelity**: mean cosine between pictures of the subject in places where it was never photographed and its
@@ -30,6 +31,8 @@ EXPLAINED = """\
   drawings of the subject in those places keep after they went through the model's autoencoder ("decoded").
 - **identity**: share of the subject's class, colour, pattern and badge that the judge finds in those pictures.
 - **background right**: share of those pictures with the background that was asked for, by the judge.
+- **on the wall**: share of pictures of the subject for which no place was asked that have the brick wall of the busy
+  photos behind it: what the subject's name has taken in of its photos' background.
 - **CLIP-T**: cosine of those pictures with their prompts (without the subject's rare word).
 - **PRES**: cosine between pictures of the plain class and the subject's photos: lower is better; what counts is the
   rise over the base model. **DIV**: mean of 1 - cosine over pairs of pictures of one class prompt: higher is better.
@@ -144,11 +147,13 @@ def claims(results: Sequence[dict[str, Any]]) -> list[str]:
         lines.append(
             f"Captions beside the photos change subject fidelity by {gains[0]}, right backgrounds by {gains[1]}."
         )
-    for busy in ("lokr", "lokr-busy"):
+    for busy, place in (("lokr", "five places"), ("lokr-busy", "the same wall behind every photo")):
         if {busy, f"{busy}-no-masks"} <= grouped.keys():
-            difference, half = paired(results, busy, f"{busy}-no-masks", "background")
-            place = "the same wall behind every photo" if busy != "lokr" else "five places"
-            lines.append(f"Masks change the share of right backgrounds by {difference:+.3f} ± {half:.3f} ({place}).")
+            right, wall = (told(*paired(results, busy, f"{busy}-no-masks", score)) for score in ("background", "wall"))
+            lines.append(
+                f"Masks ({place}) change the share of right backgrounds by {right}, and that of pictures on the wall, "
+                f"where no place is asked, by {wall}."
+            )
     return lines
 
 

@@ -21,6 +21,8 @@ from dreamlit.toybox.scenes import Individual, Scene, draw_pose, render
 
 TOKEN = "sks"
 """The rare word that becomes the subject's name."""
+WALL = "bricks"
+"""What stands behind the subject in every photo of a hasty photographer, in the evidence bench."""
 PHOTOS = 5
 PHOTO_SIZES = ((128, 128), (160, 96), (128, 128), (96, 160), (128, 128))
 """Widths and heights of the five photos, in pixels: twice the scenes of the training set, as photos are larger too."""

@@ -18,8 +18,10 @@ from dreamlit.toybox.backgrounds import PHRASES
 from dreamlit.toybox.judge import Judge
 from dreamlit.toybox.quality import base_pipeline, prompts, sample
 from dreamlit.toybox.scenes import draw_pose, render
-from dreamlit.toybox.subjects import SUBJECTS, TOKEN, Subject, photographs
+from dreamlit.toybox.subjects import SUBJECTS, TOKEN, WALL, Subject, photographs
 
+FREE = 12
+"""Pictures for which no place is asked."""
 REPEATS = 4
 """Pictures for each background."""
 
@@ -64,7 +66,7 @@ def evaluate(pipeline: Any, subject: Subject, seed: int, folder: pathlib.Path) -
     subject_fidelity, prompt_fidelity, pres, div: cosines of the toybox's CLIP (`dreamlit.metrics`); photos_similarity,
     drawn, decoded: what subject_fidelity is for the photos among themselves and for `drawings` of the subject itself.
     background, identity, class_kept, world_kept: shares in [0, 1] that the judge finds right; leak: of what is the
-    subject's own.
+    subject's own; wall: of the subject's pictures for which no place is asked, those before the busy photos' wall.
     """
     from PIL import Image
 
@@ -106,7 +108,14 @@ def evaluate(pipeline: Any, subject: Subject, seed: int, folder: pathlib.Path) -
         "leak": _share(answer[key] == value for answer in of_classes for key, value in own.items()),
         "class_kept": _share(answer["kind"] == kind for answer in of_classes),
         "world_kept": _share(right),
+        "wall": walls(pipeline, kind, seed, judge),
     }
+
+
+def walls(pipeline: Any, kind: str, seed: int, judge: Judge) -> float:
+    """Where the model puts the subject when it may choose: the share before the wall of the busy photos."""
+    shown = sample(pipeline, [f"a photo of {TOKEN} {kind}"] * FREE, seed=3000 + seed)
+    return _share(answer["background"] == WALL for answer in judge(shown))
 
 
 def drawings(subject: Subject) -> list[Any]:
