@@ -147,6 +147,23 @@ def test_the_documented_schema_is_the_programs():
     assert block and json.loads(block[1]) == event_schema.schema()
 
 
+def test_the_recorded_quickstart_is_what_the_schema_says():
+    """What a webhook got of a whole run, previews in the making included."""
+    lines = (DOCS.parent / "events" / "quickstart.jsonl").read_text(encoding="utf-8").splitlines()
+    told = [json.loads(line) for line in lines]
+    assert [fault for record in told for fault in faults_of(record)] == []
+    numbers = [record["number"] for record in told]
+    assert numbers == sorted(set(numbers)) and len({record["fit"] for record in told}) == 1
+    assert {record["event"] for record in told} == set(events.KINDS) - {"error", "warning"}
+    assert [record["data"]["stage"] for record in told if record["event"] == "run"] == ["started", "finished"]
+    made: dict[tuple, list[int]] = {}
+    for data in (record["data"] for record in told if record["event"] == "preview"):
+        where = data["path"].rsplit("-", 1)[0]
+        made.setdefault((data["step"], data["prompt"], data["seed"], where), []).append(data["sampler_step"])
+    assert {steps for steps, *_ in made} == {0, 100, 200, 300, 400}
+    assert all(steps == [5, 10, 15, 20] for steps in made.values())
+
+
 def test_the_documents_name_every_field_of_every_event():
     text = DOCS.read_text(encoding="utf-8").partition("| `event` | level |")[2].partition("Paths are relative")[0]
     for name, rule in event_schema.schema()["$defs"].items():

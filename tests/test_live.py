@@ -22,7 +22,7 @@ from PIL import Image
 from dreamlit.callbacks.live_page import LivePage
 from dreamlit.cli import main
 from dreamlit.errors import ConfigError
-from dreamlit.events import schema
+from dreamlit.event_schema import schema
 from dreamlit.live import curves, feed, stream
 from dreamlit.live import server as servers
 from dreamlit.live.feed import Place

@@ -34,3 +34,11 @@ def test_photos_and_configurations_are_written_and_written_again(tmp_path, monke
     assert len(list((tmp_path / "photos" / "nemo").glob("*.png"))) == 5
     assert len(list((tmp_path / "photos" / "nemo_masks").glob("*.png"))) == 5
     assert {path.name for path in tmp_path.glob("*.yaml")} == set(command.CONFIGS)
+
+
+def test_the_scoring_model_and_the_tiny_autoencoder_come_along(tmp_path):
+    from diffusers.models.autoencoders.autoencoder_tiny import AutoencoderTiny
+
+    command.copy_model(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"model", "clip", "taesd"}
+    assert AutoencoderTiny.from_pretrained(tmp_path / "taesd").config["latent_channels"] == 4

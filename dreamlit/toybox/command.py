@@ -9,7 +9,7 @@ import shutil
 from typing import TYPE_CHECKING
 
 from dreamlit.errors import DataError, ModelError
-from dreamlit.toybox import CLIP, MODEL, WEIGHTS
+from dreamlit.toybox import CLIP, MODEL, TAESD, WEIGHTS
 
 if TYPE_CHECKING:
     from dreamlit.toybox.subjects import Subject
@@ -19,8 +19,9 @@ EXAMPLES = """example:
   dreamlit toybox
   dreamlit fit --config toybox/quickstart.yaml
 
-writes toybox/model (Stable Diffusion's layout), toybox/clip, toybox/photos, toybox/class and the quickstart's
-configurations. Nothing is downloaded. What exists already is kept, unless it is to be made --again.
+writes toybox/model (Stable Diffusion's layout), toybox/clip, toybox/taesd (a tiny autoencoder), toybox/photos,
+toybox/class and the quickstart's configurations. Nothing is downloaded. What exists already is kept, unless it is to be
+made --again.
 """
 
 
@@ -69,7 +70,7 @@ def main(args: list[str]) -> int:
 
 def copy_model(output: pathlib.Path) -> None:
     """Copies the shipped weights, file by file; equal files are left as they are."""
-    for source in (MODEL, CLIP):
+    for source in (MODEL, CLIP, TAESD):
         if not (source / "model_index.json").exists() and not (source / "config.json").exists():
             raise ModelError(f"{source} holds no weights; scripts/make_toybox.py --output {WEIGHTS} makes them")
         shutil.copytree(source, output / source.name, dirs_exist_ok=True)
