@@ -71,7 +71,9 @@ class BestOf(Callback):
             kept = json.loads(index.read_text(encoding="utf-8"))["steps"].items()
             self._front = {int(step): of for step, of in kept if checkpoint_of(trainer, int(step)).is_file()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            events.warn(f"BestOf: {index} cannot be read ({error}); what it names stays, and a new front is begun")
+            events.warned(
+                trainer, f"BestOf: {index} cannot be read ({error}); what it names stays, and a new front is begun"
+            )
 
     # choosing -----------------------------------------------------------------------------------------------------
 
@@ -80,7 +82,7 @@ class BestOf(Callback):
     ) -> None:
         """All ranks take part in a save; the first one decides."""
         learnt = step > 0 and trainer.is_global_zero  # at step 0 nothing is lost, and nothing is won
-        chosen = self._choice(step, scores) if learnt else None
+        chosen = self._choice(trainer, step, scores) if learnt else None
         chosen = trainer.strategy.broadcast(chosen)
         if chosen is None or trainer.fast_dev_run:  # pyright: ignore[reportAttributeAccessIssue]
             return
@@ -96,15 +98,19 @@ class BestOf(Callback):
         if failure:
             self.failures += 1
             if self.failures == 1:
-                events.warn(f"BestOf: step {step} could not be kept ({failure}); the run goes on")
+                events.warned(trainer, f"BestOf: step {step} could not be kept ({failure}); the run goes on")
 
-    def _choice(self, step: int, scores: dict[str, dict[str, Any]]) -> dict[int, dict[str, float]] | None:
+    def _choice(
+        self, trainer: Trainer, step: int, scores: dict[str, dict[str, Any]]
+    ) -> dict[int, dict[str, float]] | None:
         """The new front, if `step` is on it."""
         of = scores.get(self.model, {})
         names = [name for name in self.scores or DEFAULT if name in of]
         if missing := [name for name in self.scores or [] if name not in of]:
             if of:
-                events.warn(f"BestOf: this run has no score {', '.join(missing)}, so step {step} is not compared")
+                events.warned(
+                    trainer, f"BestOf: this run has no score {', '.join(missing)}, so step {step} is not compared"
+                )
             return None
         if not names:
             return None

@@ -180,7 +180,9 @@ class ValidationPreview(Callback):
         if self.at_end and new and not trainer.fast_dev_run:  # pyright: ignore[reportAttributeAccessIssue]
             self._preview(trainer, pl_module)
         if self.failures > 1 and trainer.is_global_zero:
-            events.warn(f"ValidationPreview: {self.failures} of {self.previews} previews could not be made in full")
+            events.warned(
+                trainer, f"ValidationPreview: {self.failures} of {self.previews} previews could not be made in full"
+            )
 
     def _is_due(self, step: int) -> bool:
         return self.every_n_steps is not None and step > 0 and step % self.every_n_steps == 0
@@ -227,7 +229,9 @@ class ValidationPreview(Callback):
         except DreamlitError:
             raise
         except Exception as error:
-            self._warn(f"the rehearsal failed ({type(error).__name__}: {error}), and previews are likely to fail too")
+            self._warn(
+                trainer, f"the rehearsal failed ({type(error).__name__}: {error}), and previews are likely to fail too"
+            )
 
     def _draw_one(self, module: Any, picture: Picture) -> None:
         decode = module.family.quick_decoder(module.device) if self.stream_every else None
@@ -262,21 +266,22 @@ class ValidationPreview(Callback):
             except Exception as error:
                 failures.append(f"the grid: {type(error).__name__}: {error}")
             if failures:
-                self._failed(f"the preview of step {trainer.global_step} is not whole ({'; '.join(failures)})")
+                self._failed(trainer, f"the preview of step {trainer.global_step} is not whole ({'; '.join(failures)})")
         gc.collect()  # pipelines hold themselves in circles
         for listener in self.listeners:
             try:
                 listener(trainer, module, share.made())
             except Exception as error:
-                events.warn(f"ValidationPreview: who looks at the previews failed ({type(error).__name__}: {error})")
+                reason = f"{type(error).__name__}: {error}"
+                events.warned(trainer, f"ValidationPreview: who looks at the previews failed ({reason})")
 
-    def _failed(self, what: str) -> None:
+    def _failed(self, trainer: Trainer, what: str) -> None:
         self.failures += 1
         if self.failures == 1:
-            self._warn(what)
+            self._warn(trainer, what)
 
-    def _warn(self, what: str) -> None:
-        events.warn(f"ValidationPreview: {what}; the run goes on. Later failures are only counted")
+    def _warn(self, trainer: Trainer, what: str) -> None:
+        events.warned(trainer, f"ValidationPreview: {what}; the run goes on. Later failures are only counted")
 
 
 def gathered(trainer: Trainer, own: tuple[Any, Any]) -> tuple[list[Any], list[Any]]:

@@ -163,9 +163,10 @@ class Scores(Callback):
                 self.failures += 1
                 if self.failures == 1:
                     reason = f"{type(error).__name__}: {error}"
-                    events.warn(
+                    events.warned(
+                        trainer,
                         f"Scores: the preview of step {made.step} could not be scored ({reason}); the run goes on. "
-                        "Later failures are only counted"
+                        "Later failures are only counted",
                     )
         for listener in self.listeners:
             listener(trainer, module, made.step, scores)
@@ -173,6 +174,7 @@ class Scores(Callback):
     def _scores(self, trainer: Trainer, module: LightningModule, made: Made) -> dict[str, dict[str, Any]]:
         assert self._scorer and self._photos
         limit = self._photos.closest_pair if self.alarm_above is None else self.alarm_above
+        limit = limit if made.step else None  # nothing is learned yet
         found: dict[str, dict[str, Any]] = {}
         with contextlib.ExitStack() as stack:
             if self.device == "model":
@@ -207,18 +209,20 @@ class Scores(Callback):
         for logger in trainer.loggers:
             logger.log_metrics(trained, step=max(step - 1, 0))  # Lightning's steps count from 0
         events.emit(trainer, events.Scores(step=step, scores=side_by_side(scores, photos["mutual_similarity"])))
-        self._alarm(step, scores)
+        self._alarm(trainer, step, scores)
         from dreamlit.curves import draw_scores
 
         draw_scores(root / "report" / "scores.png", root / FILE, step, run_name(trainer))
 
-    def _alarm(self, step: int, scores: dict[str, dict[str, Any]]) -> None:
+    def _alarm(self, trainer: Trainer, step: int, scores: dict[str, dict[str, Any]]) -> None:
         copies = [image for of in scores.values() for image in of.get("alarms", [])]
         if len(copies) > self._alarmed:
             self._alarmed = len(copies)
-            events.warn(
-                f"Scores: at step {step} {len(copies)} images are nearer to a photo than the photos are to each other "
-                f"(first {copies[0]}); the model may be learning the photos by heart. {FILE} names them"
+            limit = f"{self.alarm_above}" if self.alarm_above is not None else "what the photos are to each other"
+            events.warned(
+                trainer,
+                f"Scores: at step {step} {len(copies)} images are more alike to a photo than {limit} (first "
+                f"{copies[0]}); the model may be learning the photos by heart. {FILE} names them",
             )
 
 

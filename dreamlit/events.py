@@ -243,10 +243,16 @@ def emit(trainer: Any, event: Event) -> None:
         stream.emit(event)
 
 
-def warn(message: str) -> None:
+def warn(message: str, stacklevel: int = 3) -> None:
     """A warning that never raises, also where warnings are turned into errors."""
     with contextlib.suppress(Warning):
-        warnings.warn(message, stacklevel=3)
+        warnings.warn(message, stacklevel=stacklevel)
+
+
+def warned(trainer: Any, message: str) -> None:
+    """A warning to the user, which is also an event of the trainer's run. Never raises."""
+    warn(message, stacklevel=4)
+    emit(trainer, Warned(step=trainer.global_step, message=scrubbed(message, trainer.default_root_dir)))
 
 
 # what may be told -----------------------------------------------------------------------------------------------------

@@ -183,6 +183,15 @@ def test_best_of_keeps_the_front_of_the_run(done):
     assert (done.root / "best-of" / f"step-{step:06d}.ckpt").samefile(same)  # no second copy on disk
 
 
+def test_an_alarm_reaches_those_who_watch_from_afar(tmp_path, tiny_sd_model, subject, models):
+    given = {"dino": str(models.dino), "alarm_above": -1.0}
+    with pytest.warns(
+        UserWarning, match=r"more alike to a photo than -1.0 \(first previews/step-000000/raw/000-00.png\)"
+    ):
+        root = fit(configured(tmp_path / "run", tiny_sd_model, subject, given, **{"trainer.max_steps": 1}))
+    assert [data["step"] for data in told(root, "warning")] == [1]
+
+
 # planned scores -------------------------------------------------------------------------------------------------------
 
 
@@ -234,6 +243,7 @@ def test_scoring_that_fails_is_one_warning_and_the_run_goes_on(tmp_path, tiny_sd
     with pytest.warns(UserWarning, match="could not be scored.*out of memory") as caught:
         root = fit(config)
     assert len([one for one in caught if "could not be scored" in str(one.message)]) == 1
+    assert "could not be scored" in told(root, "warning")[0]["message"]
     assert (root / "run.safetensors").exists() and not (root / "best-of").exists()
 
 
