@@ -186,7 +186,7 @@ def test_best_of_keeps_the_front_of_the_run(done):
 def test_an_alarm_reaches_those_who_watch_from_afar(tmp_path, tiny_sd_model, subject, models):
     given = {"dino": str(models.dino), "alarm_above": -1.0}
     with pytest.warns(
-        UserWarning, match=r"more alike to a photo than -1.0 \(first previews/step-000000/raw/000-00.png\)"
+        UserWarning, match=r"more alike to a photo than -1.0 \(first previews/step-000001/raw/000-00.png"
     ):
         root = fit(configured(tmp_path / "run", tiny_sd_model, subject, given, **{"trainer.max_steps": 1}))
     assert [data["step"] for data in told(root, "warning")] == [1]
