@@ -6,13 +6,14 @@ import math
 import sys
 import time
 from collections import deque
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks.progress.progress_bar import ProgressBar
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Column
 from torch import Tensor
 
@@ -29,7 +30,9 @@ SHORT_EPOCH = 50
 class RunProgress(ProgressBar):
     """One bar for the run, on a terminal; elsewhere a line now and then with the same numbers.
 
-    They are means over the last 50 batches of this process, and speed and data share those since the last update:
+    Evaluations have a bar below it, on a terminal alone, and so have `dreamlit validate`, `test` and `predict`.
+
+    The numbers are means over the last 50 batches of this process, speed and data share those since the last update:
     `loss`, `instance` and `prior` (where there are regularisation samples), steps a second, the time left, and `data`,
     the share of the time in which training waited for the next batch. `trainer.enable_progress_bar: false` turns this
     and all other bars off.
@@ -48,6 +51,8 @@ class RunProgress(ProgressBar):
         self.line_every_s = line_every_s
         self._enabled = True
         self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        self._side: TaskID | None = None  # of an evaluation in progress
         self._recent: deque[tuple[Tensor, Tensor, Tensor]] = deque(maxlen=RECENT_BATCHES)
 
     def disable(self) -> None:
@@ -63,15 +68,25 @@ class RunProgress(ProgressBar):
         self._last, self._last_waited = self._begin, self._begin_waited
         self._said_once = self._told_of_data = False
         self._recent.clear()
-        if not (self._enabled and trainer.is_global_zero and sys.stderr.isatty()):
-            return
-        # In a narrow terminal the numbers go on in the next line instead of being cut off.
-        said = TextColumn("{task.fields[said]}", table_column=Column(overflow="fold", ratio=1))
-        columns = (TextColumn("training"), BarColumn(bar_width=16), MofNCompleteColumn(), said, TimeElapsedColumn())
-        self._bar = Progress(*columns, console=Console(stderr=True))
-        total = None if math.isinf(self._total) else self._total
-        self._task = self._bar.add_task("training", total=total, completed=trainer.global_step, said="")
-        self._bar.start()
+        self._stop()
+        if self._on_terminal(trainer):
+            self._task = self._add("training", self._total, trainer.global_step)
+
+    def _on_terminal(self, trainer: Trainer) -> bool:
+        # What stands for stderr while a bar is shown says of itself that it is no terminal.
+        shown = self._bar is not None or sys.stderr.isatty()
+        return self._enabled and trainer.is_global_zero and shown
+
+    def _add(self, title: str, total: float, completed: int = 0) -> TaskID:
+        """Adds a line to the bar, which is put up if there is none. An infinite total is shown as unknown."""
+        if self._bar is None:
+            # In a narrow terminal the numbers go on in the next line instead of being cut off.
+            said = TextColumn("{task.fields[said]}", table_column=Column(overflow="fold", ratio=1))
+            name, bar = TextColumn("{task.description}"), BarColumn(bar_width=16)
+            columns = (name, bar, MofNCompleteColumn(), said, TimeElapsedColumn())
+            self._bar = Progress(*columns, console=Console(stderr=True))
+            self._bar.start()
+        return self._bar.add_task(title, total=None if math.isinf(total) else total, completed=completed, said="")
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -92,7 +107,7 @@ class RunProgress(ProgressBar):
         self._last, self._last_waited = now, waited_s(trainer)
 
     def _show(self, step: int, said: str) -> None:
-        if self._bar:
+        if self._bar and self._task is not None:
             self._bar.update(self._task, completed=step, said=said)
             return
         of = "" if math.isinf(self._total) else f" of {self._total:.0f}"
@@ -116,10 +131,47 @@ class RunProgress(ProgressBar):
         else:
             print(text, file=sys.stderr)
 
+    # evaluations and predictions -----------------------------------------------------------------------------------
+
+    def _open(self, trainer: Trainer, title: str, batches: Iterable[float]) -> None:
+        self._close()  # one that failed is not told to end
+        if self._on_terminal(trainer):
+            self._side = self._add(title, sum(batches))
+
+    def _close(self) -> None:
+        if self._task is None:
+            self._stop()
+        elif self._bar and self._side is not None:
+            self._bar.remove_task(self._side)
+        self._side = None
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        rehearsed = trainer.sanity_checking
+        self._open(trainer, "evaluation", trainer.num_sanity_val_batches if rehearsed else trainer.num_val_batches)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._open(trainer, "evaluation", trainer.num_test_batches)
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._open(trainer, "images", trainer.num_predict_batches)
+
+    def on_validation_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        if self._bar and self._side is not None:
+            self._bar.advance(self._side)
+
+    on_test_batch_end = on_predict_batch_end = on_validation_batch_end
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._close()
+
+    on_test_end = on_predict_end = on_validation_end
+
+    # the end ------------------------------------------------------------------------------------------------------
+
     def _stop(self) -> None:
         if self._bar:
             self._bar.stop()
-            self._bar = None
+        self._bar = self._task = self._side = None
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._stop()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import pathlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -54,7 +54,7 @@ class NonFinite:
         self.skipped = 0
         """Steps left out since the run began, those before a resume too."""
         self._window: list[Seen] = []
-        self._loss = self._norm = torch.zeros(())  # of the step that was judged last
+        self._loss = math.nan  # of the step that was judged last
 
     def see(self, batch: Batch, losses: Tensor, first: bool) -> None:
         """Takes note of a batch; `first` in its optimizer step."""
@@ -62,16 +62,15 @@ class NonFinite:
             self._window.clear()
         self._window.append(Seen(batch.keys, batch.t, losses))
 
-    def is_finite(self, loss: Tensor, gradients: Iterable[Tensor]) -> bool:
+    def is_finite(self, loss: Tensor, gradients: list[Tensor]) -> bool:
         """Whether a step may be taken. Waits for the device, once.
 
         Args:
             loss: Of all batches and all ranks, summed: [].
             gradients: See `judged_gradients`.
         """
-        self._norm = torch.nn.utils.get_total_norm(gradients)
-        self._loss = loss
-        return math.isfinite(float(loss + self._norm.to(loss.device)))
+        self._loss, lost = torch.stack([loss.float(), holds_non_finite(gradients, loss.device)]).tolist()
+        return math.isfinite(self._loss) and not lost
 
     def skip(self, trainer: Any, module: Any) -> None:
         """Counts a step that is not finite and tells of it.
@@ -80,7 +79,7 @@ class NonFinite:
             NonFiniteError: when no more may be left out, or leaving this one out is of no use. On every rank.
         """
         step, root = trainer.global_step, trainer.default_root_dir
-        text = f"optimizer step {step + 1} is not finite: {self._what()}. {self._samples(trainer.world_size)}\n"
+        text = f"optimizer step {step + 1} is not finite: {self._what(module)}. {self._samples(trainer.world_size)}\n"
         if lost := lost_weights(module):
             text += f"{lost} trained weights are not finite themselves, so that no later step can be. "
             raise NonFiniteError(text + ways_out(root))
@@ -92,12 +91,14 @@ class NonFinite:
         self.skipped += 1
         text += f"The step was left out, as number {self.skipped} of at most {self.max_skipped_steps} in this run"
         if trainer.is_global_zero:
-            events.warn(text)
-            events.emit(trainer, events.Warned(step=step, message=events.scrubbed(text, root)))
+            events.warned(trainer, text)
 
-    def _what(self) -> str:
-        loss, norm = float(self._loss), float(self._norm)
-        return f"the loss is {loss}" if not math.isfinite(loss) else f"the norm of the gradient is {norm}"
+    def _what(self, module: Any) -> str:
+        if not math.isfinite(self._loss):
+            return f"the loss is {self._loss}"
+        weights = module.adapter.parameters().values()
+        norm = torch.nn.utils.get_total_norm([w.grad for w in weights if w.grad is not None])
+        return f"the norm of the gradient is {float(norm)}"
 
     def _samples(self, world_size: int) -> str:
         """The samples of all ranks whose loss is not finite, or all samples where only the gradient is not."""
@@ -123,7 +124,25 @@ def judged_gradients(trainer: Any, optimizer: Any) -> list[Tensor]:
     """
     if getattr(trainer.precision_plugin, "scaler", None) is not None:
         return []
-    return [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    weights = (weight for group in optimizer.param_groups for weight in group["params"])
+    return [gradient for weight in weights if (gradient := weight.grad) is not None]
+
+
+@torch.no_grad()
+def holds_non_finite(gradients: list[Tensor], device: torch.device) -> Tensor:
+    """1 where any value is NaN or infinite, else 0: [], on `device`, which is theirs. Leaves them as they are.
+
+    PyTorch's gradient scaler has a kernel that looks at all of them in one call; its scale is 1 here. On a CPU their
+    norm takes two to seven times as long (1120 and 160 tensors).
+    """
+    if not gradients:
+        return torch.zeros((), device=device)
+    if device.type not in ("cpu", "cuda"):  # which may lack that kernel
+        return (~torch.nn.utils.get_total_norm(gradients).isfinite()).float()
+    found = torch.zeros((), device=device)
+    look = torch._amp_foreach_non_finite_check_and_unscale_  # pyright: ignore[reportPrivateImportUsage]
+    look(gradients, found, torch.ones_like(found))
+    return found
 
 
 def known_first(result: Any, closure: Callable[[], Any]) -> Callable[[], Any]:

@@ -205,6 +205,7 @@ class DreamlitCLI(LightningCLI):
         own = list(own) if isinstance(own, list) else [own]
         if config.get("enable_progress_bar") is not False and not any(isinstance(c, ProgressBar) for c in own):
             own.append(RunProgress())
+        own.sort(key=lambda callback: not isinstance(callback, ProgressBar))  # it ends before a report's own bar begins
         return super().instantiate_trainer(**{**options, "callbacks": own})
 
     def after_instantiate_classes(self) -> None:

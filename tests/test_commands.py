@@ -246,6 +246,7 @@ def test_cache_verify_finds_damage_and_gc_keeps_what_a_configuration_uses(traine
     photos = write_photos(tmp_path / "photos", [(64, 64)] * 2)
     config = merged(trained, {"trainer.default_root_dir": str(tmp_path / "run"), "data.cache_dir": str(tmp_path / "c")})
     config["data"]["datasets"] = [{**trained["data"]["datasets"][0], "instance_data_dir": str(photos)}]
+    del config["data"]["eval_timesteps"]  # its dataset went
     assert run("prepare", config) == 0
     write_photos(photos, [(64, 64)] * 2, seed=9)
     assert run("prepare", config) == 0

@@ -14,7 +14,7 @@ from dreamlit.adapters import LoRA
 from dreamlit.errors import ConfigError
 from dreamlit.families import SDXL
 from dreamlit.module import DreamBooth
-from dreamlit.non_finite import NonFinite, NonFiniteError, judged_gradients, known_first
+from dreamlit.non_finite import NonFinite, NonFiniteError, holds_non_finite, judged_gradients, known_first
 from recorder import rows
 from runs import assert_same_state, base_config, checkpoint, fit, merged, run, write_photos
 from test_distributed import TWO_PROCESSES, finish, start
@@ -211,6 +211,20 @@ def test_what_is_not_finite_is_seen_wherever_it_is(bad, where):
     else:
         gradients[1][1, 0] = bad
     assert not NonFinite(0).is_finite(loss, gradients)
+
+
+@pytest.mark.parametrize("device", ["cpu", "xpu"])  # xpu: the way of devices that may lack the kernel
+def test_gradients_are_looked_at_and_left_as_they_are(device):
+    gradients = [torch.tensor([1e-45, -0.0, 3e38, -1e-38]), torch.randn(3, 2, dtype=torch.float64).t()]
+    if device == "xpu":
+        gradients[0] = gradients[0] / 1e30  # that way goes by the norm, which must not overflow
+    before = [gradient.clone() for gradient in gradients]
+    assert not holds_non_finite(gradients, torch.device(device))
+    for gradient, was in zip(gradients, before, strict=True):
+        assert torch.equal(gradient, was) and torch.equal(gradient.signbit(), was.signbit())
+    gradients[1][1, 2] = -math.inf
+    assert holds_non_finite(gradients, torch.device(device))
+    assert not holds_non_finite([], torch.device("cpu"))
 
 
 def test_lost_weights_stop_the_run_although_steps_may_be_left_out():

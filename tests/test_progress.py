@@ -3,17 +3,31 @@
 import collections
 import io
 import math
+import pathlib
 import re
 import types
+from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 from rich.console import Console
 
 from dreamlit.callbacks import progress as module
 from dreamlit.callbacks.progress import RunProgress, advice, recent_losses
 from dreamlit.errors import ConfigError
 from runs import base_config, fit, merged, run, write_photos
+
+
+class ToldAfter(Callback):
+    """Notes in a file whether the progress hears of everything before this callback does."""
+
+    def __init__(self, path: str) -> None:
+        self.path = pathlib.Path(path)
+
+    def on_train_end(self, trainer: Any, pl_module):
+        told = trainer.callbacks.index
+        self.path.write_text(str(told(trainer.progress_bar_callback) < told(self)))
 
 
 class Clock:
@@ -37,6 +51,15 @@ class Loader:
 @pytest.fixture
 def clock(monkeypatch) -> Clock:
     return Clock(monkeypatch)
+
+
+@pytest.fixture
+def screen(monkeypatch, clock) -> io.StringIO:
+    """A terminal in the place of stderr."""
+    text = io.StringIO()
+    monkeypatch.setattr(module.sys.stderr, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(module, "Console", lambda **_: Console(file=text, force_terminal=True, width=160))
+    return text
 
 
 def trainer_of(total: float = 100, rank_zero: bool = True, workers: int = 0, batches: int = 500):
@@ -153,11 +176,7 @@ def test_workers_that_start_anew_in_short_epochs_are_not_asked_to_be_more():
     assert "raise data.num_workers (now 2)" in advice(trainer_of(workers=2))  # pyright: ignore[reportArgumentType]
 
 
-def test_on_a_terminal_the_bar_shows_the_same_numbers(monkeypatch, clock):
-    screen = io.StringIO()
-    monkeypatch.setattr(module.sys.stderr, "isatty", lambda: True, raising=False)
-    terminal = {"file": screen, "force_terminal": True, "width": 160}
-    monkeypatch.setattr(module, "Console", lambda **_: Console(**terminal))
+def test_on_a_terminal_the_bar_shows_the_same_numbers(screen, clock):
     callback = started(trainer := trainer_of(total=4))
     for _ in range(4):
         clock.now += 1
@@ -179,6 +198,53 @@ def test_a_narrow_terminal_cuts_nothing_off(monkeypatch, clock):
     assert {"instance", "prior", "steps/s,", "left"} <= set(
         re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", screen.getvalue()).split()
     )
+
+
+def evaluated(callback, trainer, batches: int, fails: bool = False) -> None:
+    callback.on_validation_start(trainer, None)
+    for number in range(batches):
+        callback.on_validation_batch_end(trainer, None, None, None, number)
+    if not fails:
+        callback.on_validation_end(trainer, None)
+
+
+def tasks(callback) -> list[tuple[str, float, float | None]]:
+    """The lines of the bar: title, how far, of how many."""
+    return [(task.description, task.completed, task.total) for task in callback._bar.tasks] if callback._bar else []
+
+
+def test_an_evaluation_has_a_line_of_its_own_while_it_goes_on(screen, clock):
+    callback = started(trainer := trainer_of(total=4))
+    trainer.sanity_checking, trainer.num_val_batches = False, [2, 3]
+    clock.now += 1
+    step(callback, trainer, 0.5)
+    evaluated(callback, trainer, batches=4, fails=True)
+    assert tasks(callback) == [("training", 1, 4), ("evaluation", 4, 5)]
+    evaluated(callback, trainer, batches=5)  # after one that ended with an error which somebody caught
+    assert tasks(callback) == [("training", 1, 4)]
+    callback.on_train_end(trainer, None)  # pyright: ignore[reportArgumentType]
+    assert tasks(callback) == []
+
+
+def test_an_evaluation_alone_has_a_bar(screen):
+    trainer = trainer_of()
+    trainer.sanity_checking, trainer.num_test_batches, trainer.num_predict_batches = False, [math.inf], [3]
+    callback = RunProgress()
+    callback.on_test_start(trainer, None)  # pyright: ignore[reportArgumentType]
+    callback.on_test_batch_end(trainer, None, None, None, 0)  # pyright: ignore[reportArgumentType]
+    assert tasks(callback) == [("evaluation", 1, None)]
+    callback.on_test_end(trainer, None)  # pyright: ignore[reportArgumentType]
+    callback.on_predict_start(trainer, None)  # pyright: ignore[reportArgumentType]
+    assert tasks(callback) == [("images", 0, 3)]
+    callback.on_predict_end(trainer, None)  # pyright: ignore[reportArgumentType]
+    assert tasks(callback) == [] and "images" in screen.getvalue()
+
+
+def test_without_a_terminal_evaluations_say_nothing(capsys, clock):
+    callback = started(trainer := trainer_of())
+    trainer.sanity_checking, trainer.num_val_batches = False, [2]
+    evaluated(callback, trainer, batches=2)
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("silenced", ["rank", "disabled"])
@@ -204,7 +270,11 @@ def test_a_real_run_tells_of_itself_unless_it_is_asked_not_to(tmp_path, tiny_sd_
     config = merged(config, {"trainer.enable_progress_bar": shown, "trainer.max_steps": 2})
     if not shown:  # filling caches has a bar too
         assert run("prepare", config) == 0
+    else:  # a bar of another callback must not begin before this one has ended
+        after = [{"class_path": "test_progress.ToldAfter", "init_args": {"path": str(tmp_path / "order")}}]
+        config = merged(config, {"trainer.callbacks": after})
     fit(config)
+    assert not shown or (tmp_path / "order").read_text() == "True"
     said = capsys.readouterr()
     assert ("step 2 of 2, loss" in said.err) == shown
     assert ("captions" in said.err) == shown
