@@ -197,7 +197,7 @@ class DreamBoothData(LightningDataModule):
         mine = every[self.trainer.global_rank :: self.trainer.world_size]
         module = self._module
         grid = self.eval_timesteps, self.eval_seeds
-        dataset = EvalDataset(mine or every[:1], self._caches, module.noise_source(), module.process.timestep, *grid)
+        dataset = EvalDataset(mine or every[:1], self._caches, module.noise_source(), module.process, *grid)
         # All ranks gather what they measured, so one without an image of its own takes part with one that counts for
         # nothing.
         stacked = functools.partial(collate, weight=1.0 if mine else 0.0)

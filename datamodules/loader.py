@@ -176,7 +176,7 @@ class EvalDataset(Dataset):
     Level i of T is the middle of the i-th of T equal parts of the process. Caption, crop and noise never change: the
     caption is the first one, without dropout; the noise has no input perturbation and belongs to the image, the level
     and the number of the noise, never to the run's progress. The levels of one image and noise stand together, so a
-    batch of T cells is one image at every level.
+    batch of T cells is one image at every level. `process` is the model's (`dreamlit.process`).
     """
 
     def __init__(
@@ -184,14 +184,14 @@ class EvalDataset(Dataset):
         samples: list[Sample],
         caches: Caches,
         noise: NoiseSource,
-        timestep: Callable[[float], Any],
+        process: Any,
         timesteps: int,
         seeds: int = 1,
     ) -> None:
         self.cells = [(sample, n, i) for sample in samples for n in range(seeds) for i in range(timesteps)]
         self.caches = caches
         self.noise = noise
-        self.timestep = timestep
+        self.process = process
         self.timesteps = timesteps
 
     def __len__(self) -> int:
@@ -205,7 +205,7 @@ class EvalDataset(Dataset):
             "latents": latents,
             "eps": noise.eps,
             "input_eps": noise.eps,
-            "t": self.timestep((i + 0.5) / self.timesteps),
+            "t": self.process.sized(latents.shape).timestep((i + 0.5) / self.timesteps),
             "conditioning": self.caches.text(sample.captions[0], sample.dataset_id),
             "mask": self.caches.mask(sample),
             "role": int(sample.role),

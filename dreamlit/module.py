@@ -136,7 +136,7 @@ class DreamBooth(LightningModule):
         x_t = self.process.noise(batch.latents, batch.input_eps, batch.t)
         target = self.process.target(batch.latents, batch.eps, batch.t)
         if offsets is not None and offsets.any():
-            places = self.process, batch.latents
+            places = self.process.sized(batch.latents.shape), batch.latents
             x_t = rollout(self._as_it_samples(batch), *places, batch.input_eps, batch.t, offsets, self.rollout)
             target = rollout_target(*places, batch.eps, batch.t, x_t, offsets, self.rollout)
         base = self.base_prediction(x_t, batch, self.objective.needs_base(batch))
@@ -178,7 +178,8 @@ class DreamBooth(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         offsets = None
         if self.rollout.on:
-            offsets = self.rollout.offsets(self.process, self.seed, batch.keys, batch.t, self.global_step)
+            process = self.process.sized(batch.latents.shape)
+            offsets = self.rollout.offsets(process, self.seed, batch.keys, batch.t, self.global_step)
         losses = self.losses(batch, offsets)
         self.non_finite.see(batch, losses.per_sample, batch_idx % self.trainer.accumulate_grad_batches == 0)
         self._log_losses(losses, batch_idx)

@@ -15,6 +15,7 @@ from dreamlit.objective_options import (
     MaskNormalisation,
     PriorTarget,
     TimestepBias,
+    TimestepDensity,
     Timesteps,
     UnmaskedTarget,
     Weighting,
@@ -100,6 +101,14 @@ class Objective:
             timesteps more often, or `none`.
         timestep_bias_strength: How many times as often the favoured end of the range is drawn as the other end, above
             1 (default 4). In between, the density is log-linear.
+        timestep_density: How often timesteps are drawn, from the clean to the noisy end of the range: `uniform`;
+            `logit_normal`, the sigmoid of a normal number (SD3's training; some call it sigmoid, and logit_std its
+            scale); `mode`, SD3's density with heavy tails; `beta`. The shift of a flow model comes on top.
+        logit_mean: Mean of that normal number: below 0 favours the clean end (default 0).
+        logit_std: The standard deviation of that normal number (default 1).
+        mode_scale: How much the middle is favoured, from -1 to 1.75 (default 1.29); 0 is uniform.
+        beta_alpha: First parameter of the beta density (default 2): larger favours the noisy end.
+        beta_beta: Second parameter (default 2): larger favours the clean end.
         prior_loss_weight: Weight of the loss of regularisation samples, at least 0.
         prior_target: What regularisation samples are trained toward: `base_model`, the prediction of the model
             without the adapter at the same noisy latent, timestep and text; `data`, their own photo (the plain
@@ -125,6 +134,12 @@ class Objective:
     timestep_range: tuple[float, float] = (0.0, 1.0)
     timestep_bias: TimestepBias = "none"
     timestep_bias_strength: float | None = None
+    timestep_density: TimestepDensity = "uniform"
+    logit_mean: float | None = None
+    logit_std: float | None = None
+    mode_scale: float | None = None
+    beta_alpha: float | None = None
+    beta_beta: float | None = None
     prior_loss_weight: float = 1.0
     prior_target: PriorTarget = "base_model"
     mask_normalisation: MaskNormalisation = "area"
@@ -145,7 +160,7 @@ class Objective:
         def normal(purpose: str, size: tuple[int, ...]) -> Tensor:
             return torch.randn(size, generator=generator(seed, purpose, sample_id, visit))
 
-        t = process.timestep(self.level(seed, sample_id, visit))
+        t = process.sized(shape).timestep(self.level(seed, sample_id, visit))
         eps = normal("noise", shape)
         if self.offset_noise:
             eps = eps + self.offset_noise * normal("offset_noise", (shape[0], 1, 1))
@@ -156,9 +171,15 @@ class Objective:
     def level(self, seed: int, sample_id: Part, visit: int) -> float:
         """Where on the noise schedule a visit falls: a share in [0, 1) of the process, within `timestep_range`."""
         source = densities.low_discrepancy if self.timesteps == "low_discrepancy" else densities.random
+        u = source(seed, sample_id, visit)
+        if options := densities.PARAMETERS.get(self.timestep_density):
+            given = {name: getattr(self, name) for name in options}
+            parameters = tuple(usual if given[name] is None else given[name] for name, usual in options.items())
+            share = densities.inverse_cdf(self.timestep_density, parameters, u)
+            return densities.into_range(share, *self.timestep_range)
         strength = BIAS_STRENGTH if self.timestep_bias_strength is None else self.timestep_bias_strength
         ratio = {"none": 1.0, "earlier": 1 / strength, "later": strength}[self.timestep_bias]
-        return densities.into_range(densities.log_linear(source(seed, sample_id, visit), ratio), *self.timestep_range)
+        return densities.into_range(densities.log_linear(u, ratio), *self.timestep_range)
 
     def needs_base(self, batch: Batch) -> Tensor:
         """Which samples need the base model's prediction: bool [B]."""

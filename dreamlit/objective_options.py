@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Literal, TypeGuard, get_args
 
+from dreamlit.densities import LARGEST_BETA, MODE_SCALE, PARAMETERS
 from dreamlit.errors import Faults, nearest
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ HuberSchedule = Literal["constant", "snr", "exponential"]
 Weighting = Literal["none", "min_snr", "debiased"]
 Timesteps = Literal["low_discrepancy", "random"]
 TimestepBias = Literal["none", "earlier", "later"]
+TimestepDensity = Literal["uniform", "logit_normal", "mode", "beta"]
 PriorTarget = Literal["base_model", "data"]
 MaskNormalisation = Literal["area", "frame"]
 UnmaskedTarget = Literal["ignore", "base_model"]
@@ -37,7 +39,7 @@ def _may_be_none(objective: Objective, name: str) -> bool:
 def _check_choices(objective: Objective, faults: Faults) -> None:
     choices = {"loss": LossKind, "huber_schedule": HuberSchedule, "weighting": Weighting, "timesteps": Timesteps}
     choices |= {"timestep_bias": TimestepBias, "prior_target": PriorTarget, "mask_normalisation": MaskNormalisation}
-    choices |= {"unmasked_target": UnmaskedTarget}
+    choices |= {"unmasked_target": UnmaskedTarget, "timestep_density": TimestepDensity}
     for name, literal in choices.items():
         value = getattr(objective, name)
         if value not in get_args(literal) and not (value is None and _may_be_none(objective, name)):
@@ -51,6 +53,14 @@ def _check_numbers(objective: Objective, faults: Faults) -> None:
         "offset_noise": (lambda x: x >= 0, "at least 0"),
         "input_perturbation": (lambda x: x >= 0, "at least 0"),
         "timestep_bias_strength": (lambda x: x > 1, "above 1; to favour the other end, change timestep_bias"),
+        "logit_mean": (lambda x: abs(x) <= 10, "from -10 to 10"),
+        "logit_std": (lambda x: 0 < x <= 10, "above 0, at most 10"),
+        "mode_scale": (
+            lambda x: MODE_SCALE[0] <= x <= MODE_SCALE[1],
+            f"from {MODE_SCALE[0]:g} to {MODE_SCALE[1]:.4f}",
+        ),
+        "beta_alpha": (lambda x: 0 < x <= LARGEST_BETA, f"above 0, at most {LARGEST_BETA:g}"),
+        "beta_beta": (lambda x: 0 < x <= LARGEST_BETA, f"above 0, at most {LARGEST_BETA:g}"),
         "prior_loss_weight": (lambda x: x >= 0, "at least 0"),
         "unmasked_weight": (
             lambda x: 0 <= x < 1,
@@ -90,6 +100,12 @@ def _check_effects(objective: Objective, faults: Faults) -> None:
         )
     if objective.timestep_bias == "none" and objective.timestep_bias_strength is not None:
         faults.add("timestep_bias_strength has no effect with timestep_bias: none; set earlier or later, or remove it")
+    for density, options in PARAMETERS.items():
+        for name in options if objective.timestep_density != density else ():
+            if getattr(objective, name) is not None:
+                faults.add(f"{name} has no effect with timestep_density: {objective.timestep_density}; remove it")
+    if objective.timestep_bias != "none" and objective.timestep_density != "uniform":
+        faults.add("timestep_bias and timestep_density both say how often timesteps are drawn; remove one of them")
     if objective.prior_loss_weight == 0 and objective.prior_target == "data":
         faults.add("prior_target has no effect with prior_loss_weight: 0; remove one of them")
 

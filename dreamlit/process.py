@@ -22,11 +22,33 @@ class Process(ABC):
     """What a family, the objective and the samplers need to know of the noise. Objects are values: nothing changes."""
 
     num_timesteps: int
-    """T: `t` runs from 0 (almost clean) to T - 1 (almost pure noise)."""
+    """T: `t` runs from 0 (almost clean) to T - 1, or T where it is continuous (almost pure noise)."""
+    prediction_type: str
+    """What the denoiser predicts, as diffusers names it."""
+
+    def sized(self, shape: Sequence[int]) -> Process:
+        """The process of latents of this shape [..., h, w], where its schedule depends on that."""
+        return self
 
     @abstractmethod
     def timestep(self, u: float) -> int | float:
-        """The timestep at the share `u` in [0, 1) of the process: uniform `u` gives uniform timesteps."""
+        """The timestep at the share `u` in [0, 1) of the schedule: uniform `u` is spread as a sampler's steps are."""
+
+    def position(self, t: Tensor) -> Tensor:
+        """Where the timesteps `t` [B] lie on the schedule, so that equal distances are equal steps of a sampler: [B].
+
+        It runs from 0 to `last_position`; `t` itself unless the schedule is shifted.
+        """
+        return t
+
+    def at_position(self, position: Tensor) -> Tensor:
+        """The timesteps at positions [B] of the schedule: [B]. The inverse of `position`."""
+        return position
+
+    @property
+    def last_position(self) -> float:
+        """The position of the last timestep."""
+        return self.num_timesteps - 1
 
     @abstractmethod
     def alpha_sigma(self, t: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:

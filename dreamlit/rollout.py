@@ -34,6 +34,8 @@ Point = tuple[float, float]
 HIGHEST_ORDER: dict[Sampler, int] = {"unipc": 3, "dpm": 2, "euler": 1, "ddim": 1}
 DEFAULT_ORDER = 2
 INFERENCE_STEPS = 30
+ROUNDING = 1e-3
+"""Of positions on a schedule, in timesteps: `t` is a float32."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +98,7 @@ class RolloutOptions:
         Raises:
             ConfigError: a `step_stride` that leaves no room for one step.
         """
-        longest = process.num_timesteps - 1
+        longest = int(process.last_position)
         stride = max(1, process.num_timesteps // INFERENCE_STEPS) if self.step_stride is None else self.step_stride
         if stride > longest:
             raise ConfigError(f"rollout.step_stride is {stride}: the model's timesteps allow 1 to {longest}")
@@ -121,12 +123,13 @@ class RolloutOptions:
             t: the timestep of the visit, as in `Objective.draw`.
             step: the optimizer step, for the ramp.
         """
-        share = t / (process.num_timesteps - 1)
+        position = float(process.position(torch.tensor([t]))[0])
+        share = position / process.last_position
         favour = {"uniform": 1.0, "early": 1 - share, "late": share}[self.strategy]
         if unit(seed, "rollout", sample_id, visit) >= self.probability_at(step) * favour:
             return 0
         drawn = 1 + address(seed, "rollout_steps", sample_id, visit) % self.max_step_offset
-        return max(0, min(drawn, int((_last_start(process, t) - t) // self.stride(process))))
+        return max(0, min(drawn, int((_last_start(process, t) - position) // self.stride(process))))
 
     def offsets(self, process: Process, seed: int, keys: Sequence[str], t: Tensor, step: int) -> Tensor:
         """`offset` of each sample by its key in `Batch.keys` ("sample#visit") and its t in [B]: int64 [B], beside `t`.
@@ -165,9 +168,9 @@ def rollout(
     """
     stride = options.stride(process)
     steps = _checked_steps(process, t, offsets, stride)
-    x = process.noise(x0, eps, t + stride * offsets)
     depth = max(steps, default=0)
-    grid = torch.stack([t + stride * offsets.clamp(max=depth - j) for j in range(depth + 1)])  # [K + 1, B]
+    grid = torch.stack([_later(process, t, stride * offsets.clamp(max=depth - j)) for j in range(depth + 1)])
+    x = process.noise(x0, eps, grid[0])  # grid: [K + 1, B]
     points = _points(process, grid)
     order = DEFAULT_ORDER if options.order is None else options.order
     order = min(order, HIGHEST_ORDER[options.sampler])
@@ -279,21 +282,26 @@ def _half_log_snr(alpha: float, sigma: float) -> float:
     return math.log(alpha) - math.log(sigma)
 
 
-def _last_start(process: Process, t: float) -> int:
-    """The last timestep where the prediction says something of x0: not pure noise with epsilon prediction."""
-    last = torch.tensor([type(t)(process.num_timesteps - 1)])
+def _later(process: Process, t: Tensor, distance: Tensor) -> Tensor:
+    """The timesteps at `distance` [B] on the schedule from `t` [B], which itself stays to the bit: [B]."""
+    return torch.where(distance == 0, t, process.at_position(process.position(t) + distance))
+
+
+def _last_start(process: Process, t: float) -> float:
+    """The last position where the prediction says something of x0: not pure noise with epsilon prediction."""
+    last = torch.tensor([type(t)(process.last_position)])
     blind = bool((process.snr(last) == 0) & (process.eps_error_scale(last) > 0))
-    return process.num_timesteps - 1 - int(blind)
+    return process.last_position - int(blind)
 
 
 def _checked_steps(process: Process, t: Tensor, offsets: Tensor, stride: int) -> list[int]:
     if offsets.shape != t.shape or offsets.is_floating_point():
         raise ValueError(f"offsets is {offsets.dtype} of shape {list(offsets.shape)}: integers of {list(t.shape)}")
-    starts = (t + stride * offsets).tolist()
-    if bool((offsets < 0).any()) or max(starts, default=0) > process.num_timesteps - 1:
+    starts = (process.position(t) + stride * offsets).tolist()
+    if bool((offsets < 0).any()) or max(starts, default=0) > process.last_position + ROUNDING:
         raise ValueError(
             f"offsets {offsets.tolist()} with a stride of {stride} start at {starts}: "
-            f"offsets must be at least 0 and starts at most {process.num_timesteps - 1}"
+            f"offsets must be at least 0 and starts at most {process.last_position}"
         )
     return offsets.tolist()
 

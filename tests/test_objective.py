@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import jsonargparse
 import numpy as np
@@ -344,6 +345,13 @@ WRONG = [
     ({"weighting": "debiased", "snr_gamma": 5.0}, "snr_gamma has no effect with weighting: debiased"),
     ({"timestep_bias_strength": 2.0}, "timestep_bias_strength has no effect"),
     ({"prior_loss_weight": 0, "prior_target": "data"}, "prior_target has no effect"),
+    ({"timestep_density": "sigmoid"}, "Allowed: beta, logit_normal, mode, uniform"),
+    ({"timestep_density": "logit_normal", "logit_std": 0}, "logit_std is 0: it must be a number above 0"),
+    ({"timestep_density": "mode", "mode_scale": 1.8}, "mode_scale is 1.8: it must be a number from -1 to 1.75"),
+    ({"timestep_density": "beta", "beta_alpha": 1e6}, "beta_alpha is 1000000.0"),
+    ({"timestep_density": "mode", "logit_mean": 0.5}, "logit_mean has no effect with timestep_density: mode"),
+    ({"mode_scale": 0.5}, "mode_scale has no effect with timestep_density: uniform"),
+    ({"timestep_density": "beta", "timestep_bias": "later"}, "remove one of them"),
 ]
 
 
@@ -365,24 +373,23 @@ def test_all_faults_come_in_one_report():
 def test_every_option_can_be_set_from_the_command_line():
     parser = jsonargparse.ArgumentParser()
     parser.add_class_arguments(Objective, "objective")
-    wanted = {
-        "loss": "huber",
-        "huber_c": 0.2,
-        "huber_schedule": "exponential",
-        "weighting": "min_snr",
-        "snr_gamma": 3.0,
-    }
-    wanted |= {"offset_noise": 0.1, "input_perturbation": 0.1, "timesteps": "random", "timestep_range": (0.0, 0.2)}
-    wanted |= {
-        "timestep_bias": "later",
-        "timestep_bias_strength": 2.0,
-        "prior_loss_weight": 0.5,
-        "prior_target": "data",
-    }
-    wanted |= {"mask_normalisation": "frame", "unmasked_weight": 0.1, "unmasked_target": "base_model"}
-    assert set(wanted) == {field.name for field in dataclasses.fields(Objective)}
-    arguments = [f"--objective.{k}={list(v) if isinstance(v, tuple) else v}" for k, v in wanted.items()]
-    assert parser.instantiate(parser.parse_args(arguments)).objective == Objective(**wanted)
+    loss = {"loss": "huber", "huber_c": 0.2, "huber_schedule": "exponential", "weighting": "min_snr", "snr_gamma": 3.0}
+    noise = {"offset_noise": 0.1, "input_perturbation": 0.1, "timesteps": "random", "timestep_range": (0.0, 0.2)}
+    prior = {"prior_loss_weight": 0.5, "prior_target": "data"}
+    masks = {"mask_normalisation": "frame", "unmasked_weight": 0.1, "unmasked_target": "base_model"}
+    densities: list[dict[str, object]] = [
+        {"timestep_bias": "later", "timestep_bias_strength": 2.0},
+        {"timestep_density": "logit_normal", "logit_mean": -1.0, "logit_std": 0.5},
+        {"timestep_density": "mode", "mode_scale": 0.8},
+        {"timestep_density": "beta", "beta_alpha": 3.0, "beta_beta": 1.5},
+    ]
+    given = set()
+    for density in densities:
+        wanted: dict[str, Any] = {**loss, **noise, **prior, **masks, **density}
+        arguments = [f"--objective.{k}={list(v) if isinstance(v, tuple) else v}" for k, v in wanted.items()]
+        assert parser.instantiate(parser.parse_args(arguments)).objective == Objective(**wanted)
+        given |= set(wanted)
+    assert given == {field.name for field in dataclasses.fields(Objective)}
 
 
 def test_every_option_is_explained_in_the_help():

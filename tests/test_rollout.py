@@ -13,6 +13,7 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchE
 from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 
 from dreamlit.errors import ConfigError
+from dreamlit.flow import FlowMatching
 from dreamlit.process import Diffusion, Process, rescale_zero_terminal_snr
 from dreamlit.rollout import RolloutOptions, rollout, rollout_target, step_weights
 
@@ -23,40 +24,12 @@ MEAN, SPREAD = 0.7, 0.5
 """Data of the exact denoiser: independent Gaussian cells."""
 
 
-class Flow(Process):
-    """Flow matching, x_t = (1 - s) x0 + s eps with s = (t + 1) / T, any real t; predicts eps - x0."""
-
-    num_timesteps = 1000
-
-    def timestep(self, u: float) -> float:
-        return u * (self.num_timesteps - 1)
-
-    def alpha_sigma(self, t, dtype=torch.float32):
-        s = ((t.to(torch.float64) + 1) / self.num_timesteps).to(dtype).view(-1, 1, 1, 1)
-        return 1 - s, s
-
-    def snr(self, t, dtype=torch.float64):
-        alpha, sigma = self.alpha_sigma(t, dtype)
-        return (alpha / sigma).square().flatten()
-
-    def eps_error_scale(self, t, dtype=torch.float64):
-        return self.alpha_sigma(t, dtype)[0].square().flatten()  # eps = x_t + alpha v
-
-    def target(self, x0, eps, t):
-        return eps - x0
-
-    def x0_from(self, prediction, x_t, t):
-        return x_t - self.alpha_sigma(t, x_t.dtype)[1] * prediction
-
-    def target_at(self, x_t, x0, t):
-        return (x_t - x0) / self.alpha_sigma(t, x_t.dtype)[1]
-
-
 PROCESSES = {
     "epsilon": Diffusion(PLAIN, "epsilon"),
     "v": Diffusion(PLAIN, "v_prediction"),
     "v_zero_terminal": Diffusion(ZERO_TERMINAL, "v_prediction"),
-    "flow": Flow(),
+    "flow": FlowMatching(),
+    "flow_shifted": FlowMatching(3.0),
 }
 SAMPLERS = [("ddim", None), ("euler", None), ("dpm", 2), ("unipc", 1), ("unipc", 2), ("unipc", 3)]
 every_sampler = pytest.mark.parametrize(("sampler", "order"), SAMPLERS)
@@ -108,7 +81,8 @@ def test_a_perfect_denoiser_leads_to_the_noised_photo_itself(sampler, order, nam
 def test_one_step_of_a_wrong_denoiser_drifts_by_the_closed_form(name):
     process, t = PROCESSES[name], torch.tensor([300, 966])
     x0, eps, error = latents(2), latents(2, seed=1), latents(2, seed=2)
-    (a, s), (a_start, s_start) = (process.alpha_sigma(at, torch.float64) for at in (t, t + 33))
+    start = process.at_position(process.position(t) + 33)
+    (a, s), (a_start, s_start) = (process.alpha_sigma(at, torch.float64) for at in (t, start))
     found = rollout(knowing(process, x0 + error), process, x0, eps, t, torch.tensor([1, 1]), options())
     drift = (a - a_start * s / s_start) * error
     torch.testing.assert_close(found - process.noise(x0, eps, t), drift, rtol=0, atol=1e-11)
@@ -118,7 +92,7 @@ def test_one_step_of_a_wrong_denoiser_drifts_by_the_closed_form(name):
 def reference(scheduler: Any, process: Process, x: torch.Tensor, grid: list[int], scaled: bool = False) -> torch.Tensor:
     """What diffusers makes of x over the timesteps of `grid`, with the exact denoiser and tables in float64."""
     alpha, sigma = (table.flatten() for table in process.alpha_sigma(torch.tensor(grid), torch.float64))
-    flow = isinstance(process, Flow)
+    flow = isinstance(process, FlowMatching)
     scheduler.set_timesteps(len(grid))
     scheduler.timesteps = torch.tensor(grid, dtype=torch.float64)  # Euler refuses integers
     scheduler.sigmas = torch.cat([sigma if flow else sigma / alpha, torch.zeros(1, dtype=torch.float64)])
@@ -287,7 +261,7 @@ def test_a_step_keeps_a_constant_photo_and_its_noise_in_place_also_at_the_ends(p
 
 def test_nothing_starts_where_an_epsilon_prediction_says_nothing():
     always = options(max_step_offset=1, probability=1.0, step_stride=1)
-    for name, last in (("epsilon", 998), ("v_zero_terminal", 998), ("flow", 998)):
+    for name, last in (("epsilon", 998), ("v_zero_terminal", 998), ("flow", 999)):
         assert [always.offset(PROCESSES[name], 0, "a", 0, t, 0) for t in (last, last + 1)] == [1, 0]
     blind = Diffusion(ZERO_TERMINAL, "epsilon")
     assert [always.offset(blind, 0, "a", 0, t, 0) for t in (997, 998, 999)] == [1, 0, 0]

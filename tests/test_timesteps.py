@@ -79,6 +79,52 @@ def test_the_favoured_end_is_drawn_strength_times_as_often(bias):
     assert ratio == pytest.approx(8 ** (1 - 0.05), rel=0.02)  # between the middles of the two bands
 
 
+def logit_normal_density(x: np.ndarray, mean: float, std: float) -> np.ndarray:
+    logit = np.log(x / (1 - x))
+    return np.exp(-(((logit - mean) / std) ** 2) / 2) / (x * (1 - x))
+
+
+def mode_density(x: np.ndarray, scale: float) -> np.ndarray:
+    """How densely f(u) = 1 - u - scale (cos^2(pi u / 2) - 1 + u) of SD3's paper, equation 20, lies: |du / df|."""
+    u = np.linspace(0, 1, 200_001)
+    f = 1 - u - scale * (np.cos(np.pi * u / 2) ** 2 - 1 + u)
+    return np.interp(x, f[::-1], (1 / np.abs(np.gradient(f, u)))[::-1])
+
+
+def beta_density(x: np.ndarray, a: float, b: float) -> np.ndarray:
+    return x ** (a - 1) * (1 - x) ** (b - 1)
+
+
+DENSITIES = [
+    ({"timestep_density": "logit_normal"}, logit_normal_density, (0.0, 1.0)),
+    ({"timestep_density": "logit_normal", "logit_mean": -0.6, "logit_std": 0.5}, logit_normal_density, (-0.6, 0.5)),
+    ({"timestep_density": "mode"}, mode_density, (1.29,)),
+    ({"timestep_density": "mode", "mode_scale": -0.5}, mode_density, (-0.5,)),
+    ({"timestep_density": "beta"}, beta_density, (2.0, 2.0)),
+    ({"timestep_density": "beta", "beta_alpha": 4.0, "beta_beta": 1.5}, beta_density, (4.0, 1.5)),
+    ({"timestep_density": "beta", "beta_alpha": 1.2, "beta_beta": 60.0}, beta_density, (1.2, 60.0)),
+]
+
+
+@pytest.mark.parametrize(("options", "density", "parameters"), DENSITIES)
+@pytest.mark.parametrize("timestep_range", [(0.0, 1.0), (0.2, 0.6)])
+def test_draws_follow_the_densities_of_their_papers(options, density, parameters, timestep_range):
+    objective, (low, high) = Objective(**options, timestep_range=timestep_range), timestep_range
+    middles = (np.arange(100_000) + 0.5) / 100_000
+    mass = density(middles, *parameters).reshape(10, -1).sum(1)
+    counts, _ = np.histogram((levels(objective, "a", 4000) - low) / (high - low), bins=np.linspace(0, 1, 11))
+    assert np.abs(counts / 4000 - mass / mass.sum()).max() < 0.002
+
+
+@given(u=st.floats(0, 1, exclude_max=True), a=st.floats(0.05, 100), b=st.floats(0.05, 100))
+@settings(max_examples=200, deadline=None)
+def test_the_inverse_of_beta_is_its_inverse(u, a, b):
+    x = densities.beta(u, a, b)
+    assert 0 <= x < 1
+    below, above = densities.beta_cdf(x, a, b), densities.beta_cdf(min(1.0, x + 2**-52), a, b)
+    assert below - 1e-9 <= u <= above + 1e-9
+
+
 @pytest.mark.parametrize("bias", ["none", "later", "earlier"])
 @pytest.mark.parametrize("timestep_range", [(0.0, 0.2), (0.25, 0.75), (0.8, 1.0)])
 def test_all_and_only_the_timesteps_of_the_range_are_drawn(bias, timestep_range):
