@@ -40,7 +40,8 @@ class ValidationPreview(Callback):
             drawn in each size.
         seeds: Seed of each image of a prompt; left out, one that is drawn from the run's own seed.
         steps: Sampler steps.
-        guidance_scale: Classifier-free guidance; 1 turns it off.
+        guidance_scale: Guidance, by default the model's usual one (7.5 for SD and SDXL); 1 turns it off where it is
+            classifier-free.
         guidance_rescale: From 0 (off) to 1: takes back the glare of strong guidance (arXiv 2305.08891); 0.7 is usual.
         sampler: `ddim`, `euler`, `dpm` or `unipc`; by default the one that the model comes with.
         batch_size: Images made at once. More is faster on a GPU; an image made alone differs in the last digits.
@@ -62,7 +63,7 @@ class ValidationPreview(Callback):
         sizes: list[str] | None = None,
         seeds: list[int] | None = None,
         steps: int = 30,
-        guidance_scale: float = 7.5,
+        guidance_scale: float | None = None,
         guidance_rescale: float = 0.0,
         sampler: str | None = None,
         batch_size: int = 1,
@@ -136,8 +137,9 @@ class ValidationPreview(Callback):
             return
         faults = Faults("ValidationPreview cannot make previews", CombinationError)
         family: Any = pl_module.family
+        self.sampling = self.sampling.of(family)
         pictures = [Picture("", 0, *size) for size in self.sizes]
-        for line in (*self.sampling.model_faults(family), *size_faults(pictures, family.stride)):
+        for line in (*self.sampling.model_faults(family), *size_faults(pictures, family.side_multiple)):
             faults.add(line)
         callbacks: list[Any] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
         if "ema" in (self.models or []) and not any(isinstance(c, EMA) and "preview" in c.use_for for c in callbacks):
@@ -191,7 +193,7 @@ class ValidationPreview(Callback):
         """What the previews cost, in forwards of the denoiser on one image, as a line for the user."""
         pictures, shown = len(self._pictures(module)), self._shown(trainer, expected=True)
         trained = [name for name in shown if name != "base"]
-        each = pictures * self.sampling.forwards
+        each = pictures * self.sampling.forwards(module.family)
         when = [f"every {self.every_n_steps} steps"] if self.every_n_steps else []
         when += [name for name, asked in (("at the start", self.at_start), ("at the end", self.at_end)) if asked]
         costs = [f"{len(trained) * each} forwards each time ({', '.join(trained)})"] if trained else []
@@ -234,13 +236,14 @@ class ValidationPreview(Callback):
             )
 
     def _draw_one(self, module: Any, picture: Picture) -> None:
+        pipeline = module.pipeline()  # loads the autoencoder, which a decoder without a network is fitted to
         decode = module.family.quick_decoder(module.device) if self.stream_every else None
 
         def watch(drawn: list[Picture], number: int, x0: Any) -> None:
             if decode:
                 as_image(decode(x0)[0])
 
-        list(draw(module.pipeline(), [picture], dataclasses.replace(self.sampling, steps=1), watch=watch))
+        list(draw(pipeline, [picture], dataclasses.replace(self.sampling, steps=1), watch=watch))
 
     def _preview(self, trainer: Trainer, module: Any) -> None:
         """Makes one preview: each rank its share, and the first one the grid. All come through, whatever fails."""

@@ -46,7 +46,8 @@ class RunReport(Callback):
         width: Pixels; the model's own size by default.
         height: Pixels; the model's own size by default.
         steps: Sampler steps.
-        guidance_scale: Classifier-free guidance; 1 turns it off.
+        guidance_scale: Guidance, by default the model's usual one (7.5 for SD and SDXL); 1 turns it off where it is
+            classifier-free.
         batch_size: Images made at once. More is faster on a GPU and needs more memory.
         photos: Folder with photos of the subject: shown in the grid, and what the scores compare with.
         encoder: Folder or hub id of a CLIP or DINO model (transformers layout) that scores the images; needs `photos`.
@@ -63,7 +64,7 @@ class RunReport(Callback):
         width: int | None = None,
         height: int | None = None,
         steps: int = 30,
-        guidance_scale: float = 7.5,
+        guidance_scale: float | None = None,
         batch_size: int = 1,
         photos: str | None = None,
         encoder: str | None = None,
@@ -125,7 +126,11 @@ class RunReport(Callback):
             return
         faults = Faults("RunReport cannot make a report", CombinationError)
         family: Any = pl_module.family
-        for line in (*self.sampling.model_faults(family), *size_faults([Picture("", 0, **self.size)], family.stride)):
+        self.sampling = self.sampling.of(family)
+        for line in (
+            *self.sampling.model_faults(family),
+            *size_faults([Picture("", 0, **self.size)], family.side_multiple),
+        ):
             faults.add(line)
         for path in photo_files(self.photos):
             try:

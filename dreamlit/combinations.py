@@ -134,10 +134,10 @@ def bare_denoiser(family: Family) -> Any:
 def data_faults(model: DreamBooth, data: DreamBoothData) -> list[str]:
     faults = []
     with contextlib.suppress(ModelError):  # of a model that cannot be read; `check_model` follows and says it whole
-        stride = model.family.stride
-        if data.alignment % stride:
+        multiple = model.family.side_multiple
+        if data.alignment % multiple:
             faults.append(
-                f"data.aspect_bucket_alignment is {data.alignment}; this model needs a multiple of {stride} pixels"
+                f"data.aspect_bucket_alignment is {data.alignment}; this model needs a multiple of {multiple} pixels"
             )
     objective: Any = model.objective
     regularisation = any(getattr(spec, "role", None) == Role.REGULARISATION for spec in data.specs)

@@ -128,6 +128,7 @@ def sample_new(
 
     Errors: `CombinationError` with all settings that do not fit the model, before it is loaded.
     """
+    sampling = sampling.of(model.family)
     refuse_misfits(model, drawn, sampling)
     facts = load_weights(trainer, model, chosen_adapter(pathlib.Path(trainer.default_root_dir), adapter))
     folder, images, prompts = pathlib.Path(output), [], list(dict.fromkeys(picture.prompt for picture in drawn))
@@ -162,7 +163,7 @@ def sample_again(trainer: Any, model: DreamBooth, path: pathlib.Path, adapter: s
 
 def refuse_misfits(model: DreamBooth, drawn: list[Picture], sampling: Sampling) -> None:
     faults = Faults("this model cannot make these images", CombinationError)
-    for line in (*sampling.model_faults(model.family), *size_faults(drawn, model.family.stride)):
+    for line in (*sampling.model_faults(model.family), *size_faults(drawn, model.family.side_multiple)):
         faults.add(line)
     faults.raise_if_any()
 

@@ -47,24 +47,37 @@ class Picture:
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How it is drawn. `faults` and `model_faults` say what is wrong; nothing else checks."""
+    """How it is drawn. `faults` and `model_faults` say what is wrong; nothing else checks.
+
+    A `guidance_scale` of None stands for the model's usual one; `of` puts that in, which must be done before drawing.
+    """
 
     steps: int = 30
-    guidance_scale: float = 7.5
+    guidance_scale: float | None = None
     guidance_rescale: float = 0.0
     negative_prompt: str = ""
     sampler: str | None = None
+
+    def of(self, family: Any) -> Sampling:
+        """These settings for a model of this family."""
+        scale = family.usual_guidance if self.guidance_scale is None else self.guidance_scale
+        return dataclasses.replace(self, guidance_scale=scale)
+
+    @property
+    def unguided(self) -> bool:
+        """Whether guidance is turned off on purpose."""
+        return self.guidance_scale is not None and self.guidance_scale <= 1
 
     def faults(self) -> Iterator[str]:
         """Settings that are wrong whatever the model, one line each."""
         if self.steps < 1:
             yield f"steps is {self.steps}; it must be at least 1"
-        if not 0 <= self.guidance_scale < math.inf:
+        if self.guidance_scale is not None and not 0 <= self.guidance_scale < math.inf:
             yield f"guidance_scale is {self.guidance_scale}; it must be finite and not negative"
         if not 0 <= self.guidance_rescale <= 1:
             yield f"guidance_rescale is {self.guidance_rescale}; it must be from 0 to 1"
         for name in ("negative_prompt", "guidance_rescale"):
-            if getattr(self, name) and self.guidance_scale <= 1:
+            if getattr(self, name) and self.unguided:
                 yield f"{name} would do nothing: it needs a guidance_scale above 1"
         if self.sampler is not None and self.sampler not in SAMPLERS:
             yield f"sampler is {self.sampler!r}; {nearest(str(self.sampler), SAMPLERS)}"
@@ -77,13 +90,14 @@ class Sampling:
         call = inspect.signature(getattr(diffusers, name).__call__).parameters
         if self.guidance_rescale and "guidance_rescale" not in call:
             yield f"guidance_rescale is {self.guidance_rescale}, which {name} does not have; leave it out"
+        if self.negative_prompt and not family.guided:
+            yield f"negative_prompt would do nothing: {name} takes its guidance as a number; leave it out"
         if self.sampler and not {"beta_start", "trained_betas"} & getattr(family, "schedule", dict)().keys():
             yield f"sampler is {self.sampler!r}, and this model's own sampler has no beta schedule; leave it out"
 
-    @property
-    def forwards(self) -> int:
+    def forwards(self, family: Any) -> int:
         """Forwards of the denoiser for one image."""
-        return self.steps * (2 if self.guidance_scale > 1 else 1)
+        return self.steps * (2 if family.guided and not self.unguided else 1)
 
     def arguments(self) -> dict[str, Any]:
         """The pipeline's arguments that are the same for all images.
@@ -151,7 +165,7 @@ def draw(
         against = {"negative_prompt": [sampling.negative_prompt] * len(batch)} if sampling.negative_prompt else {}
         scheduler = pipeline.scheduler
         if watch:
-            watched(scheduler, sampling.steps, functools.partial(watch, batch))
+            watched(scheduler, sampling.steps, functools.partial(tell_unpacked, watch, pipeline, batch))
         given = {**against, **sampling.arguments(), **batch[0].size}
         try:
             made = pipeline([picture.prompt for picture in batch], generator=noise, **given).images
@@ -214,9 +228,12 @@ def predicted_x0(scheduler: Any, output: Tensor, t: Any, sample: Tensor) -> Tens
     """What the denoiser's output [B, C, h, w] at `t` takes for the clean latents behind `sample`; after `step`.
 
     With x_t = alpha x0 + sigma eps: x0 = (x_t - sigma eps) / alpha, or alpha x_t - sigma v. Samplers of Euler's kind
-    hold x_t / alpha and a sigma / alpha, which is what they call sigma (Karras et al. 2022, arXiv 2206.00364).
+    hold x_t / alpha and a sigma / alpha, which is what they call sigma (Karras et al. 2022, arXiv 2206.00364). Of a
+    flow: x0 = x_t - sigma v.
     """
     output, sample = output.float(), sample.float()
+    if "prediction_type" not in scheduler.config:  # diffusers' sampler for flows
+        return sample - float(scheduler.sigmas[scheduler.step_index - 1]) * output
     if float(scheduler.init_noise_sigma) != 1.0:
         ratio = float(scheduler.sigmas[scheduler.step_index - 1])
         alpha = 1 / math.sqrt(1 + ratio**2)
@@ -227,6 +244,15 @@ def predicted_x0(scheduler: Any, output: Tensor, t: Any, sample: Tensor) -> Tens
     if scheduler.config.prediction_type == "v_prediction":
         return alpha * x_t - sigma * output
     return (x_t - sigma * output) / alpha
+
+
+def tell_unpacked(watch: Watch, pipeline: Any, pictures: list[Picture], number: int, x0: Tensor) -> None:
+    """Tells the watcher latents [B, C, h, w]; of pictures of one size some pipelines hold tokens [B, n, c]."""
+    if x0.ndim == 3:
+        sides = (pictures[0].height, pictures[0].width)
+        height, width = (side or pipeline.default_sample_size * pipeline.vae_scale_factor for side in sides)
+        x0 = pipeline._unpack_latents(x0, height, width, pipeline.vae_scale_factor)
+    watch(pictures, number, x0)
 
 
 def as_image(pixels: Tensor) -> Image:

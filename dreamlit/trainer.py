@@ -141,7 +141,8 @@ class Trainer(pl.Trainer):
             adapter: Exported adapter file; the run's own by default; `ema` is its average, `none` the base model.
             output: Folder for the PNG files; each carries its recipe.
             steps: Sampler steps (default: 30).
-            guidance_scale: Classifier-free guidance (default: 7.5); 1 turns it off.
+            guidance_scale: Guidance (default: the model's usual one, 7.5 for SD and SDXL); 1 turns it off where it is
+                classifier-free.
             guidance_rescale: From 0 (default: off) to 1: takes back the glare of strong guidance (arXiv 2305.08891).
             sampler: `ddim`, `euler`, `dpm` or `unipc`; by default the one that the model comes with.
             negative_prompt: What to steer away from.

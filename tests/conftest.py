@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shutil
 import sys
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -72,3 +73,43 @@ def dead_url() -> str:
     one = Server()
     one.close()
     return one.url
+
+
+# model families: a file of tests says by a fixture `folder` which models it runs over ---------------------------------
+
+
+@pytest.fixture(scope="session")
+def family_folders(tmp_path_factory):
+    """Name of a model in `family_cases.MODELS` -> its folder, made when it is first asked for."""
+    import family_cases
+
+    root = tmp_path_factory.mktemp("families")
+    return lambda name: family_cases.make(name, root / name)
+
+
+@pytest.fixture
+def kind(folder):
+    """The family of the model."""
+    import family_cases
+
+    return family_cases.MODELS[folder.name][0]
+
+
+@pytest.fixture
+def family(folder, kind):
+    """The model, loaded."""
+    import family_cases
+
+    return family_cases.loaded(kind(str(folder)))
+
+
+@pytest.fixture
+def own(folder, tmp_path) -> pathlib.Path:
+    """A copy of the model that a test may break."""
+    return pathlib.Path(shutil.copytree(folder, tmp_path / folder.name))
+
+
+@pytest.fixture
+def own_memo(tmp_path, monkeypatch) -> None:
+    """Fingerprints of this test's own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import pathlib
 import shutil
+import sys
 import types
 from typing import Any
 
 
-def script() -> types.ModuleType:
-    """`scripts/make_tiny_models.py` as a module."""
-    path = pathlib.Path(__file__).resolve().parent.parent / "scripts" / "make_tiny_models.py"
-    spec = importlib.util.spec_from_file_location("make_tiny_models", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def script(name: str = "make_tiny_models") -> types.ModuleType:
+    """A file of `scripts/` as a module."""
+    folder = str(pathlib.Path(__file__).resolve().parent.parent / "scripts")
+    if folder not in sys.path:
+        sys.path.insert(0, folder)  # as when a user runs it
+    return importlib.import_module(name)
 
 
 def tiny_sd(folder: pathlib.Path, **options: object) -> pathlib.Path:

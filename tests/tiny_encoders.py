@@ -20,7 +20,7 @@ VISION = {
 def make_clip(folder: pathlib.Path) -> pathlib.Path:
     import transformers
 
-    script = tiny.script()
+    script = tiny.script("tiny_parts")
     vocab = script.write_tokenizer(folder, script.END)
     ends = {"bos_token_id": vocab[script.START], "eos_token_id": vocab[script.END]}
     text = {"vocab_size": len(vocab), "max_position_embeddings": 77, **ends}

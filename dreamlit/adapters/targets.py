@@ -37,19 +37,29 @@ class Layer:
 
 
 def layers(denoiser: nn.Module) -> list[Layer]:
-    """Every linear and 2-D convolution layer with the classes that contain it, in the model's own order."""
+    """Every linear and 2-D convolution layer with the classes that contain it, in the model's own order.
+
+    Without layers that the output does not depend on: an update of them would never get a gradient.
+    """
     from torch import nn
 
+    idle = idle_layers(denoiser)
     classes: dict[str, tuple[str, ...]] = {}
     found = []
     for name, module in denoiser.named_modules():
         parent = classes.get(name.rpartition(".")[0], ()) if name else ()
         classes[name] = (*parent, type(module).__name__)
         linear = isinstance(module, nn.Linear)
-        if linear or isinstance(module, nn.Conv2d):
+        if name not in idle and (linear or isinstance(module, nn.Conv2d)):
             kernel = 1 if linear else max(module.kernel_size)
             found.append(Layer(name, module, classes[name], kernel > 1, linear))
     return found
+
+
+def idle_layers(denoiser: nn.Module) -> set[str]:
+    """Layers of the last joint block that make queries of the text, whose output nobody reads (SD3, AuraFlow)."""
+    blocks = {name for name, module in denoiser.named_modules() if getattr(module, "context_pre_only", None) is True}
+    return {f"{name}.add_q_proj" for name in blocks}
 
 
 def matches(pattern: str, name: str) -> bool:

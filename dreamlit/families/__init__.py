@@ -1,7 +1,9 @@
 """Model families: one pretrained model behind a few verbs. Importing this loads neither torch nor diffusers."""
 
 from dreamlit.families.base import Family
+from dreamlit.families.flux import Flux
 from dreamlit.families.sd import SD
+from dreamlit.families.sd3 import SD3
 from dreamlit.families.sdxl import SDXL
 
-__all__ = ["SD", "SDXL", "Family"]
+__all__ = ["SD", "SD3", "SDXL", "Family", "Flux"]

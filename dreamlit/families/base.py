@@ -28,6 +28,12 @@ class Family(ABC):
     """
 
     latent_channels: ClassVar[int] = 4
+    patch: ClassVar[int] = 1
+    """Latent cells along a side of one token of the denoiser; images must have whole tokens."""
+    guided: ClassVar[bool] = True
+    """Whether images are drawn with classifier-free guidance: two forwards a step, and a negative prompt."""
+    usual_guidance: ClassVar[float] = 7.5
+    """Guidance of images where none is asked for."""
     export_prefix: ClassVar[str] = "lora_unet"
     pipeline_prefix: ClassVar[str] = "unet"
     pipeline_class: ClassVar[str] = ""
@@ -102,15 +108,28 @@ class Family(ABC):
         """
         return checks.vae_stride(read_json(self.files.configuration("vae/config.json")))
 
+    @property
+    def side_multiple(self) -> int:
+        """Pixels that both sides of an image must be a multiple of. Errors: as `stride`."""
+        return self.stride * self.patch
+
+    @property
+    def denoiser_channels(self) -> int:
+        """Channels that the denoiser's configuration names as its input."""
+        return self.latent_channels
+
     # What there is -------------------------------------------------------------------------------------------------
 
-    @classmethod
-    def components(cls, part: str) -> tuple[str, ...]:
+    def text_parts(self) -> tuple[tuple[str, str], ...]:
+        """`text_encoder_names` without those that this model does without. Errors: as `ModelFiles.index`."""
+        return self.text_encoder_names
+
+    def components(self, part: str) -> tuple[str, ...]:
         """The components of a part that have weights, by their names in `model_index.json`."""
         parts = {
             "vae": ("vae",),
-            "text_encoders": tuple(encoder for encoder, _ in cls.text_encoder_names),
-            "denoiser": (cls.denoiser_name,),
+            "text_encoders": tuple(encoder for encoder, _ in self.text_parts()),
+            "denoiser": (self.denoiser_name,),
         }
         if part not in parts:
             raise ValueError(f"no part {part!r}: {nearest(part, parts)}")
@@ -142,7 +161,7 @@ class Family(ABC):
             return fingerprints.of({**content, **fingerprints.vae_override(self.vae_files, self.files)})
         content["components"] = {name: fingerprints.component(self.files, name) for name in self.components(part)}
         if part == "text_encoders":
-            tokenizers = [tokenizer for _, tokenizer in self.text_encoder_names]
+            tokenizers = [tokenizer for _, tokenizer in self.text_parts()]
             content["tokenizers"] = {name: fingerprints.tokenizer(self.files.folder / name) for name in tokenizers}
             content["options"] = self.text_options()
         return fingerprints.of(content)
@@ -161,7 +180,7 @@ class Family(ABC):
                     self._loaded[name] = self._load(name)
                 self._loaded[name].to(device)
         if "text_encoders" in parts:
-            for _, name in self.text_encoder_names:
+            for _, name in self.text_parts():
                 if name not in self._loaded:
                     self._loaded[name] = loading.load_config_object(self.files, name)
 
@@ -259,8 +278,8 @@ class Family(ABC):
 
         device = "cpu" if denoiser is None else next(denoiser.parameters()).device
         self.load("vae", "text_encoders", *(() if denoiser is not None else ("denoiser",)), device=device)
-        names = [*self.components("text_encoders"), *(tokenizer for _, tokenizer in self.text_encoder_names)]
-        parts = {name: self.part(name) for name in names}
+        parts: dict[str, Any] = {name: None for pair in self.text_encoder_names for name in pair}
+        parts |= {name: self.part(name) for pair in self.text_parts() for name in pair}
         parts[self.denoiser_name] = self.denoiser if denoiser is None else denoiser
         parts |= {"vae": vae.decoding_in_float32(self.part("vae")), "scheduler": self.scheduler()}
         pipeline = getattr(diffusers, self.pipeline_class)(**parts, **self.pipeline_options())

@@ -63,7 +63,7 @@ def model_faults(family: Family) -> list[str]:
 
 def component_names(family: Family) -> list[str]:
     """Everything that a local folder must have."""
-    tokenizers = [tokenizer for _, tokenizer in family.text_encoder_names]
+    tokenizers = [tokenizer for _, tokenizer in family.text_parts()]
     return [*family.components("denoiser"), *family.components("text_encoders"), *tokenizers, "vae", "scheduler"]
 
 
@@ -82,8 +82,8 @@ def component_faults(family: Family, name: str, entry: Any) -> Iterator[str]:
     except ModelError as error:
         yield str(error)
         return
-    if name == family.denoiser_name and (channels := config.get("in_channels")) != family.latent_channels:
-        yield f"{folder}: takes {channels} channels, not {family.latent_channels}: a model made for another task"
+    if name == family.denoiser_name and (channels := config.get("in_channels")) != family.denoiser_channels:
+        yield f"{folder}: takes {channels} channels, not {family.denoiser_channels}: a model made for another task"
     if name == "scheduler" or family.files.is_file or (name == "vae" and family.vae_files):
         return
     yield from weight_faults(folder, entry[0], family.files.variant)

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import inspect
-import textwrap
-import warnings
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from dreamlit.errors import ModelError
-from dreamlit.families import loading
+from dreamlit.families import loading, text
 from dreamlit.families.base import Family
 from dreamlit.families.files import read_json
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from dreamlit.process import Diffusion
 
@@ -123,19 +121,4 @@ class LatentDiffusion(Family):
 
     def tokens(self, tokenizer: Any, prompts: list[str]) -> tuple[Tensor, Tensor]:
         """Token ids and attention mask, both [B, 77]. A longer prompt is cut, and said once."""
-        if not prompts:
-            raise ValueError("no prompt was given")
-        length = tokenizer.model_max_length
-        ids = tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-        for prompt, whole in zip(prompts, tokenizer(prompts, verbose=False)["input_ids"], strict=True):
-            if len(whole) > length and prompt not in self._told:
-                self._told.add(prompt)
-                lost = textwrap.shorten(tokenizer.decode(whole[length - 1 : -1]), 100)
-                excess = f"has {len(whole)} tokens and the text encoder reads {length}; it will not see {lost!r}"
-                warnings.warn(f"caption {textwrap.shorten(prompt, 100)!r} {excess}", stacklevel=3)
-        return ids["input_ids"], ids["attention_mask"]
-
-
-def denoiser_dtype(denoiser: nn.Module) -> Any:
-    """The precision in which the denoiser's first layer expects its input."""
-    return next(value.dtype for value in denoiser.parameters() if value.is_floating_point())
+        return text.tokens(tokenizer, prompts, self._told)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dreamlit.families.latent_diffusion import LatentDiffusion, denoiser_dtype
+from dreamlit.families.latent_diffusion import LatentDiffusion
+from dreamlit.families.text import denoiser_dtype
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

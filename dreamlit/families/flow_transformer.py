@@ -1,0 +1,79 @@
+"""What SD3 and Flux share: a transformer on 16-channel latents that predicts a flow's velocity."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from dreamlit.errors import ModelError
+from dreamlit.families import loading, text
+from dreamlit.families.base import Family
+from dreamlit.families.files import read_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from dreamlit.flow import FlowMatching
+
+
+class FlowTransformer(Family):
+    """A transformer trained by flow matching, conditioned on CLIP and T5."""
+
+    latent_channels = 16
+    patch = 2
+    denoiser_name = "transformer"
+    export_prefix = "lora_transformer"
+    pipeline_prefix = "transformer"
+    t5_names: ClassVar[tuple[str, str]]
+    """The T5 encoder and its tokenizer, as `model_index.json` names them."""
+    t5_tokens: ClassVar[int]
+    """Tokens that T5 reads: what the pipeline takes unless it is told otherwise."""
+
+    def __init__(self, path: str, *, shift: float | None = None, **options: Any) -> None:
+        """Remember what to load.
+
+        Args:
+            path: A diffusers folder or a hub id (owner/name).
+            shift: How far training and sampling are moved toward the noise: sigma' = s sigma / (1 + (s - 1) sigma);
+                by default as the model's scheduler says, by a number or by the size of the image.
+            options: See `Family`.
+        """
+        super().__init__(path, **options)
+        self.shift = shift
+        self._told: set[str] = set()
+
+    def option_faults(self) -> list[str]:
+        faults = []
+        if self.channels_last:
+            faults.append("channels_last does nothing for a transformer, which has no convolutions; leave it out")
+        try:
+            self.process()
+        except ModelError as error:
+            faults.append(str(error))
+        return faults
+
+    def _schedule(self) -> dict[str, Any]:
+        return read_json(self.files.configuration("scheduler/scheduler_config.json"))
+
+    def process(self) -> FlowMatching:
+        from dreamlit.flow import from_scheduler
+
+        return from_scheduler(self._schedule(), self.shift, self.patch)
+
+    def scheduler(self) -> Any:
+        if self.shift is None:
+            return super().scheduler()
+        kind = loading.component_class(self.files.index, "scheduler")
+        return kind.from_config({**self._schedule(), "shift": self.shift, "use_dynamic_shifting": False})
+
+    def clip(self, number: int, prompts: list[str], **options: Any) -> Any:
+        """Output of the CLIP text encoder `number` from 0. Where T5 reads the whole prompt, its cut is not told."""
+        encoder, tokenizer = self.text_encoder_names[number]
+        told = set(prompts) if self.t5_names in self.text_parts() else self._told
+        ids, _ = text.tokens(self.part(tokenizer), prompts, told)
+        return text.run(self.part(encoder), ids, **options)
+
+    def t5(self, prompts: list[str]) -> Tensor:
+        """[B, t5_tokens, D]; the padding is read like text, as in training of the models."""
+        encoder, tokenizer = self.t5_names
+        ids, _ = text.tokens(self.part(tokenizer), prompts, self._told, self.t5_tokens)
+        return text.run(self.part(encoder), ids)[0]

@@ -1,0 +1,43 @@
+"""Prompts to tokens, and what the text encoders make of them."""
+
+from __future__ import annotations
+
+import textwrap
+import warnings
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+def tokens(tokenizer: Any, prompts: list[str], told: set[str], length: int | None = None) -> tuple[Tensor, Tensor]:
+    """Token ids and attention mask, both [B, length]. A longer prompt is cut, and said once.
+
+    Args:
+        told: Prompts of which it was said; grows. Errors: `ValueError` for no prompt at all.
+        length: Tokens that the encoder reads; by default the tokenizer's own limit.
+    """
+    if not prompts:
+        raise ValueError("no prompt was given")
+    limit: int = length or tokenizer.model_max_length
+    ids = tokenizer(prompts, padding="max_length", max_length=limit, truncation=True, return_tensors="pt")
+    for prompt, whole in zip(prompts, tokenizer(prompts, verbose=False)["input_ids"], strict=True):
+        if len(whole) > limit and prompt not in told:
+            told.add(prompt)
+            lost = textwrap.shorten(tokenizer.decode(whole[limit - 1 : -1]), 100)
+            excess = f"has {len(whole)} tokens and the text encoder reads {limit}; it will not see {lost!r}"
+            warnings.warn(f"caption {textwrap.shorten(prompt, 100)!r} {excess}", stacklevel=4)
+    return ids["input_ids"], ids["attention_mask"]
+
+
+def run(encoder: Any, ids: Tensor, **options: Any) -> Any:
+    """The output of a frozen encoder on ids [B, L], where the encoder is."""
+    import torch
+
+    with torch.no_grad():
+        return encoder(ids.to(encoder.device), **options)
+
+
+def denoiser_dtype(denoiser: nn.Module) -> Any:
+    """The precision in which the denoiser's first layer expects its input."""
+    return next(value.dtype for value in denoiser.parameters() if value.is_floating_point())

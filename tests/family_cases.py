@@ -1,0 +1,125 @@
+"""Tiny models of all families, and diffusers' own pipelines on them, for the tests that run over families."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+
+from dreamlit.errors import ModelError
+from dreamlit.families import SD, SD3, SDXL, Family, Flux
+from dreamlit.families.flux import unpacked
+from tests.tiny import made
+
+MODELS: dict[str, tuple[type[Family], str, dict[str, Any]]] = {
+    "sd1": (SD, "sd", {}),
+    "sd2": (SD, "sd", {"prediction_type": "v_prediction", "zero_terminal_snr": True}),
+    "sdxl": (SDXL, "sdxl", {}),
+    "sd3": (SD3, "sd3", {}),
+    "sd3_no_t5": (SD3, "sd3", {"t5": False}),
+    "sd35": (SD3, "sd3", {"version": "3.5"}),
+    "flux_dev": (Flux, "flux", {}),
+    "flux_schnell": (Flux, "flux", {"guidance": False}),
+}
+"""Name of the test's model -> its family, and how `scripts/make_tiny_models.py` makes it."""
+UNETS = ("sd1", "sd2", "sdxl")
+LONG = "a photo of sks dog " * 30
+PROMPTS = ["a photo of sks dog on the beach", "", "dog", LONG]
+FRAME = (100, 140, 3, 7, 64, 96)
+
+
+def make(name: str, folder: pathlib.Path, **options: Any) -> pathlib.Path:
+    """The tiny model `name` of `MODELS` in `folder`."""
+    _, family, own = MODELS[name]
+    return made(family, folder, {**own, **options})
+
+
+def loaded(family: Family) -> Family:
+    family.load("vae", "text_encoders", "denoiser")
+    return family
+
+
+def stock(folder: pathlib.Path, **options: Any) -> Any:
+    """The pipeline as a user of diffusers would load it."""
+    index = json.loads((folder / "model_index.json").read_text())
+    absent = {name: None for name, entry in index.items() if entry == [None, None] and name.endswith("_3")}
+    kind = getattr(diffusers, index["_class_name"])
+    pipeline = kind.from_pretrained(folder, **absent, **options)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@torch.no_grad()  # with gradients torch takes another kernel for T5's attention
+def stock_embeds(pipeline: Any, prompts: list[str], **options: Any) -> list[torch.Tensor]:
+    """What the pipeline makes of prompts: embeddings, and pooled ones where there are any."""
+    plain = {"device": "cpu", "num_images_per_prompt": 1, **options}
+    if isinstance(pipeline, diffusers.FluxPipeline):
+        return list(pipeline.encode_prompt(prompts, None, **plain)[:2])
+    others: dict[str, Any] = {}
+    if isinstance(pipeline, diffusers.StableDiffusion3Pipeline):
+        others = {"prompt_2": None, "prompt_3": None}
+    embeds = pipeline.encode_prompt(prompts, **others, do_classifier_free_guidance=False, **plain)
+    return [embeds[0], *([embeds[2]] if len(embeds) == 4 else [])]
+
+
+def size_options(family: type[Family]) -> dict[str, Any]:
+    if family is not SDXL:
+        return {}
+    return {"original_size": FRAME[:2], "crops_coords_top_left": FRAME[2:4], "target_size": FRAME[4:]}
+
+
+def calls_of(pipeline: Any, prompts: list[str], **options: Any) -> list[tuple[torch.Tensor, ...]]:
+    """The pipeline's own calls of its denoiser in sampling: x_t [B, C, h, w], t [B], output [B, C, h, w]."""
+    calls: list[tuple[torch.Tensor, ...]] = []
+    flux = isinstance(pipeline, diffusers.FluxPipeline)
+
+    def record(module: Any, inputs: tuple[Any, ...], given: dict[str, Any], output: Any) -> None:
+        x_t = inputs[0] if inputs else given.get("hidden_states", given.get("sample"))
+        t = given["timestep"] if "timestep" in given else inputs[1]
+        if flux:
+            size = options["height"] // 8, options["width"] // 8
+            calls.append((unpacked(x_t, *size), t * 1000, unpacked(output[0], *size)))
+        else:
+            calls.append((x_t, t.expand(len(x_t)), output[0]))
+
+    denoiser = pipeline.transformer if hasattr(pipeline, "transformer") else pipeline.unet
+    denoiser.register_forward_hook(record, with_kwargs=True)
+    pipeline(prompts, num_inference_steps=2, guidance_scale=1.0, output_type="latent", **options)
+    return calls
+
+
+def state(
+    batch: int = 2, height: int = 8, width: int = 8, seed: int = 0, channels: int = 4
+) -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(seed)
+    x_t = torch.randn(batch, channels, height, width, generator=generator)
+    return x_t, torch.tensor([999, 1, 500][:batch]), torch.tensor([FRAME] * batch)
+
+
+def predicted(family: Family, **options: Any) -> torch.Tensor:
+    x_t, t, frame = state(channels=family.latent_channels, **options)
+    return family.predict(x_t, t, family.encode_prompts(PROMPTS[: len(t)]), frame)
+
+
+def image(pipeline: Any, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    options = {"num_inference_steps": 2, "height": 64, "width": 64, "output_type": "pt", "generator": generator}
+    return pipeline("a dog", **options).images.float()
+
+
+def complaint(family: Family) -> str:
+    with pytest.raises(ModelError) as caught:
+        family.check()
+    return str(caught.value)
+
+
+def change(path: pathlib.Path, **values: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def weights(folder: pathlib.Path) -> pathlib.Path:
+    return next(folder.glob("*.safetensors"))

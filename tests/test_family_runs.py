@@ -1,0 +1,203 @@
+"""Whole runs of every family with everything on, and what other programs make of the files that come out."""
+
+from __future__ import annotations
+
+import functools
+import re
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from dreamlit.adapters import LoRA, LyCORIS
+from dreamlit.adapters.base import Adapter
+from dreamlit.export import export, load_into_adapter
+from dreamlit.objective import Objective
+from dreamlit.types import Batch, Role
+from tests.family_cases import FRAME, MODELS, loaded, predicted, state, stock
+from tests.runs import base_config, checkpoint, fit, merged, regularisation, write_masks, write_photos
+
+RUNS = ("sd1", "sdxl", "sd35", "flux_dev", "flux_schnell")
+ADAPTERS: dict[str, dict[str, Any]] = {
+    "LoRA": {"rank": 4, "dropout": 0.1},
+    "LyCORIS": {"algo": "lokr", "rank": 4, "factor": 4, "preset": "attn-mlp"},
+}
+SIZES = [(64, 64), (96, 64), (64, 96)]
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    home = tmp_path_factory.mktemp("parts")
+    write_photos(home / "subject", SIZES, seed=1)
+    write_photos(home / "class", SIZES, seed=2)
+    write_masks(home / "masks", SIZES)
+    return home
+
+
+def configured(root, model, kind, parts, adapter) -> dict[str, Any]:
+    """Class images, masks, a rollout, previews as they denoise, an average and an evaluation, in one run."""
+    config = base_config(root, model, parts / "subject")
+    config["model"]["family"] = {"class_path": kind.__name__, "init_args": {"path": str(model)}}
+    config["model"]["adapter"] = {"class_path": adapter, "init_args": ADAPTERS[adapter]}
+    config["model"]["optimizer"] = {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.01}}
+    mask = {"id": "masks", "dataset_type": "conditioning", "conditioning_type": "mask"}
+    config["data"]["datasets"][0]["conditioning_data"] = "masks"
+    config["data"]["datasets"] += [
+        {**mask, "instance_data_dir": str(parts / "masks")},
+        regularisation(parts / "class"),
+    ]
+    config["data"] |= {"aspect_bucket_alignment": 32, "hold_out": 1, "eval_timesteps": 2}
+    preview = {"prompts": ["a photo of sks dog"], "sizes": ["64x96"], "seeds": [3], "steps": 2, "at_end": True}
+    config["trainer"]["callbacks"] = [
+        {"class_path": "EMA", "init_args": {"decay": 0.5}},
+        {"class_path": "ScheduledSampling", "init_args": {"max_step_offset": 2, "probability": 1.0}},
+        {"class_path": "StableEvaluation", "init_args": {"every_n_steps": 2}},
+        {
+            "class_path": "ValidationPreview",
+            "init_args": {**preview, "validation_preview": True, "validation_preview_steps": 1},
+        },
+    ]
+    return merged(config, {"checkpoint.every_n_steps": 2})
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("error:ValidationPreview")  # also where the autoencoder is not loaded for encoding
+@pytest.mark.parametrize("adapter", ADAPTERS)
+@pytest.mark.parametrize("name", RUNS)
+def test_four_steps_with_everything_on(tmp_path, family_folders, parts, name, adapter):
+    folder, kind = family_folders(name), MODELS[name][0]
+    root = fit(configured(tmp_path / "run", folder, kind, parts, adapter))
+    before, after = (checkpoint(root, step)["state_dict"] for step in (2, 4))
+    assert all(value.isfinite().all() for value in after.values())
+    still = [key for key in after if not key.endswith("alpha") and torch.equal(before[key], after[key])]
+    assert not still, f"no gradient reached {still[:3]}"
+    made = root / "previews" / "step-000004"
+    for model in ("raw", "ema"):
+        assert (made / model / "000-00.png").is_file()
+    assert (made / "grid.png").is_file() and (root / "evaluation.jsonl").is_file()
+    assert {path.name for path in root.glob("run*.safetensors")} >= {"run.safetensors", "run-ema.safetensors"}
+    config = configured(tmp_path / "run", folder, kind, parts, adapter)
+    assert fit(merged(config, {"trainer.max_steps": 5}), "--ckpt_path", "last")
+    assert checkpoint(root, 5)["global_step"] == 5
+
+
+# gradients ------------------------------------------------------------------------------------------------------------
+
+
+def shaken(adapter: Adapter) -> Adapter:
+    """With weights like those of a trained one: at its start half of a LoRA gets no gradient."""
+    random = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for value in adapter.parameters().values():
+            value.add_(0.05 * torch.randn(value.shape, generator=random))
+    return adapter
+
+
+def attached(kind, folder, make) -> tuple[Any, Adapter]:
+    family, adapter = loaded(kind(str(folder))), make()
+    adapter.attach(family.denoiser, 0)
+    return family, shaken(adapter)
+
+
+MAKES = {
+    "lora": functools.partial(LoRA, 4, targets="all-linear"),
+    "lokr": functools.partial(LyCORIS, algo="lokr", rank=4, factor=4, preset="full-lin"),
+}
+
+
+@pytest.mark.parametrize("make", MAKES)
+@pytest.mark.parametrize("name", RUNS)
+def test_a_step_of_the_objective_reaches_every_tensor_of_the_adapter(family_folders, name, make):
+    family, adapter = attached(MODELS[name][0], family_folders(name), MAKES[make])
+    x0, _, frame = state(channels=family.latent_channels)
+    process, objective = family.process().sized(x0.shape), Objective(weighting="none")
+    eps, t = torch.randn(x0.shape), torch.tensor([process.timestep(0.3), process.timestep(0.8)])
+    batch = Batch(
+        x0, eps, eps, t, family.encode_prompts(["a photo of sks dog on the beach", "dog"]), torch.ones(2, 1, 8, 8),
+        torch.tensor([Role.INSTANCE] * 2), torch.ones(2), frame, ["a#0", "b#0"],
+    )  # fmt: skip
+    prediction = family.predict(process.noise(x0, eps, t), t, batch.conditioning, torch.tensor([FRAME] * 2))
+    losses = objective.losses(process, prediction, process.target(x0, eps, t), batch)
+    losses.total.backward()
+    assert losses.total.isfinite()
+    for key, value in adapter.parameters().items():
+        assert value.grad is not None and value.grad.isfinite().all() and value.grad.abs().max() > 0, key
+
+
+# what others make of the files ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_diffusers_own_loader_makes_the_same_model_of_the_file(tmp_path, family_folders, name):
+    kind, folder = MODELS[name][0], family_folders(name)
+    family, adapter = attached(kind, folder, functools.partial(LoRA, 4, alpha=2))
+    path = export(adapter, tmp_path / "a.safetensors", family=family, format="diffusers")
+    pipeline = stock(folder)
+    plain = getattr(pipeline, family.denoiser_name)
+    other = loaded(kind(str(folder)))
+    other._loaded[family.denoiser_name] = plain
+    with torch.no_grad():
+        base, live = predicted(other), predicted(family)
+        pipeline.load_lora_weights(str(tmp_path), weight_name=path.name)
+        again = predicted(other)
+    torch.testing.assert_close(again, live, atol=1e-5, rtol=1e-5)
+    assert (live - base).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("make", MAKES)
+@pytest.mark.parametrize("name", RUNS)
+def test_a_file_is_read_back_as_it_was(tmp_path, family_folders, name, make):
+    kind, folder = MODELS[name][0], family_folders(name)
+    family, adapter = attached(kind, folder, MAKES[make])
+    path = export(adapter, tmp_path / "a.safetensors", family=family, format="kohya")
+    fresh, other = loaded(kind(str(folder))), MAKES[make]()
+    other.attach(fresh.denoiser, 1)
+    load_into_adapter(path, other)
+    with torch.no_grad():
+        torch.testing.assert_close(predicted(fresh), predicted(family), atol=1e-5, rtol=1e-5)
+
+
+IN_BLOCKS = (
+    r"attn2?\.to_[qkv]", r"attn\.add_[qkv]_proj", r"attn2?\.to_out\.0", r"attn\.to_add_out",
+    r"norm1(_context)?\.linear", r"ff(_context)?\.net\.0\.proj", r"ff(_context)?\.net\.2",
+)  # fmt: skip
+COMFY: dict[str, list[str]] = {
+    "sd35": [rf"transformer_blocks\.\d+\.({'|'.join(IN_BLOCKS)})"],
+    "flux_dev": [
+        rf"transformer_blocks\.\d+\.({'|'.join(IN_BLOCKS)})",
+        r"single_transformer_blocks\.\d+\.(attn\.to_[qkv]|norm\.linear|proj_mlp|proj_out)",
+    ],
+}
+"""Modules that ComfyUI knows (`mmdit_to_diffusers`, `flux_to_diffusers` of its comfy/utils.py), which it finds under
+`lora_transformer_` with underscores for dots, `transformer.` with dots, and `lycoris_` (comfy/lora.py)."""
+
+
+@pytest.mark.parametrize("format", ["kohya", "diffusers"])
+@pytest.mark.parametrize("name", COMFY)
+def test_comfyui_knows_every_key(tmp_path, family_folders, name, format):
+    family, adapter = attached(
+        MODELS[name][0], family_folders(name), functools.partial(LoRA, 4, targets="attention-mlp")
+    )
+    path = export(adapter, tmp_path / "a.safetensors", family=family, format=format)
+    linear = [key for key, module in stock_modules(family_folders(name)) if isinstance(module, torch.nn.Linear)]
+    known = [key for key in linear if any(re.fullmatch(pattern, key) for pattern in COMFY[name])]
+    names = {
+        f"lora_transformer_{key.replace('.', '_')}" if format == "kohya" else f"transformer.{key}" for key in known
+    }
+    with safe_open(path, "pt") as file:
+        ends = r"\.(lora_(down|up)\.weight|alpha|lora_[AB]\.weight)$"
+        modules = {re.sub(ends, "", key) for key in file.keys()}  # noqa: SIM118
+    assert modules and modules <= names
+    assert any("single_transformer_blocks" in key for key in modules) == (name == "flux_dev")
+
+
+def stock_modules(folder) -> list[tuple[str, torch.nn.Module]]:
+    return list(stock(folder).transformer.named_modules())
+
+
+def test_no_adapter_is_put_where_the_output_does_not_depend_on_it(family_folders):
+    _, adapter = attached(MODELS["sd35"][0], family_folders("sd35"), functools.partial(LoRA, 4))
+    names = {key.rpartition(".lora")[0] for key in adapter.parameters()}
+    assert "transformer_blocks.0.attn.add_q_proj" in names and "transformer_blocks.1.attn.add_q_proj" not in names
+    assert "transformer_blocks.1.attn.add_k_proj" in names
