@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import gc
+import itertools
 import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,7 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from dreamlit import events
 from dreamlit.callbacks.ema import EMA, average_for
-from dreamlit.callbacks.preview_share import MODELS, Made, Plan, Share, step_folder
+from dreamlit.callbacks.preview_share import MODELS, Made, Plan, Share, refined_photos, step_folder
 from dreamlit.errors import CombinationError, ConfigError, DreamlitError, Faults
 from dreamlit.observing import untouched
 from dreamlit.previewing import Picture, Sampling, as_image, draw, parse_size, seed_faults, size_faults
@@ -153,8 +154,10 @@ class ValidationPreview(Callback):
 
     # when ---------------------------------------------------------------------------------------------------------
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         self._seen_step, self._shown_step = trainer.global_step, -1
+        if trainer.is_global_zero and pl_module.family.draws_from_photos:
+            print("previews: prompts and sizes are ignored; photos of the datasets are refined instead")
         self._rehearse(trainer, pl_module)
         if trainer.fast_dev_run:  # pyright: ignore[reportAttributeAccessIssue]
             return
@@ -205,6 +208,8 @@ class ValidationPreview(Callback):
     def _pictures(self, module: Any) -> list[tuple[str, Picture]]:
         """All pictures, each with the stem of its file: prompt, then size and seed."""
         seeds = self.seeds or [address(module.seed, "preview", 0) % 2**31]
+        if module.family.draws_from_photos:
+            return refined_photos(module.trainer, seeds)
         return [
             (f"{row:03d}-{number:02d}", Picture(prompt, seed, *size))
             for row, prompt in enumerate(self.prompts)
@@ -219,7 +224,7 @@ class ValidationPreview(Callback):
         return [name for name in self.models or MODELS if name != "ema" or average]
 
     def _rehearse(self, trainer: Trainer, module: Any) -> None:
-        """Makes the smallest picture in one sampler step and throws it away; a wrong setting ends the run here.
+        """Makes the smallest picture in the fewest sampler steps and throws it away; a wrong setting ends the run here.
 
         Raises:
             DreamlitError: a setting is wrong; any other failure is a warning, as in a preview.
@@ -243,7 +248,8 @@ class ValidationPreview(Callback):
             if decode:
                 as_image(decode(x0)[0])
 
-        list(draw(pipeline, [picture], dataclasses.replace(self.sampling, steps=1), watch=watch))
+        steps = next(steps for steps in itertools.count(1) if not module.family.step_faults(steps))
+        list(draw(pipeline, [picture], dataclasses.replace(self.sampling, steps=steps), watch=watch))
 
     def _preview(self, trainer: Trainer, module: Any) -> None:
         """Makes one preview: each rank its share, and the first one the grid. All come through, whatever fails."""

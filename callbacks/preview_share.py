@@ -19,7 +19,7 @@ from dreamlit.errors import DreamlitError
 from dreamlit.images import recipe_text, save_image
 from dreamlit.observing import base_denoiser, untouched
 from dreamlit.preview_grid import Line, grid
-from dreamlit.previewing import Picture, Sampling, as_image, draw
+from dreamlit.previewing import Picture, Sampling, as_image, draw, opened
 from dreamlit.recipes import weights_digest
 
 if TYPE_CHECKING:
@@ -57,6 +57,36 @@ class Made:
         own = [(picture.prompt, self.share.path(model, stem)) for stem, picture in self.share.plan.pictures]
         root = self.share.trainer.default_root_dir
         return [(prompt, path, events.within(path, root)) for prompt, path in own if path.exists()]
+
+
+def refined_photos(trainer: Any, seeds: list[int]) -> list[tuple[str, Picture]]:
+    """Pictures of the first photos of the subject, as they are trained on, put into `previews/photos`."""
+    from dreamlit.types import Role
+
+    manifest = trainer.datamodule.manifest(trainer.lightning_module.family.stride)
+    samples = [sample for sample in manifest.samples if sample.role == Role.INSTANCE][:MOST_PHOTOS]
+    folder, pictures = pathlib.Path(trainer.default_root_dir) / "previews" / "photos", []
+    for row, sample in enumerate(samples):
+        path = folder / f"{row:03d}.png"
+        if trainer.is_global_zero:
+            keep_photo(manifest.pixels(sample), path)
+        for number, seed in enumerate(seeds):
+            pictures.append((f"{row:03d}-{number:02d}", Picture(sample.captions[0], seed, photo=str(path))))
+    trainer.strategy.barrier("photos to refine")
+    return pictures
+
+
+def keep_photo(pixels: Any, path: pathlib.Path) -> None:
+    """Writes pixels [H, W, 3] as an image, unless it is there already."""
+    import numpy
+    from PIL import Image as pillow
+
+    if not path.exists() or not numpy.array_equal(pixels, numpy.asarray(opened(str(path)))):
+        save_image(pillow.fromarray(pixels), path)
+
+
+MOST_PHOTOS = 4
+"""So many photos are refined in a preview."""
 
 
 class Share:

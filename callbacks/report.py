@@ -15,7 +15,7 @@ from dreamlit.callbacks.checkpoint import run_name
 from dreamlit.callbacks.ema import average_for, averaged
 from dreamlit.errors import CombinationError, ConfigError, DataError, Faults, ModelError
 from dreamlit.observing import base_denoiser, untouched
-from dreamlit.previewing import Picture, Sampling, draw, seed_faults, size_faults
+from dreamlit.previewing import Picture, Sampling, draw, prompt_faults, seed_faults, size_faults
 from dreamlit.prompts import text_faults
 from dreamlit.report_scores import score_lines, scores_of
 from dreamlit.seeds import address
@@ -75,7 +75,9 @@ class RunReport(Callback):
         self.photos = pathlib.Path(photos) if photos else None
         self.encoder = encoder
         self.sampling = Sampling(steps, guidance_scale, negative_prompt=negative_prompt)
-        self.size = {name: value for name, value in (("width", width), ("height", height)) if value is not None}
+        self.size: dict[str, Any] = {
+            name: value for name, value in (("width", width), ("height", height)) if value is not None
+        }
         self._losses: dict[int, list[Tensor]] = {}
         faults = Faults("RunReport cannot make a report with these options", ConfigError)
         for line in (*self._text_faults(), *self._number_faults(), *self._path_faults()):
@@ -128,6 +130,7 @@ class RunReport(Callback):
         family: Any = pl_module.family
         self.sampling = self.sampling.of(family)
         for line in (
+            *prompt_faults(family),
             *self.sampling.model_faults(family),
             *size_faults([Picture("", 0, **self.size)], family.side_multiple),
         ):

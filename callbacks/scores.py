@@ -14,6 +14,7 @@ from dreamlit import events
 from dreamlit.callbacks.checkpoint import run_name
 from dreamlit.callbacks.preview import Made, ValidationPreview
 from dreamlit.errors import CombinationError, ConfigError, DataError, Faults, ModelError
+from dreamlit.previewing import prompt_faults
 from dreamlit.scoring import HIGHER_IS_BETTER, Drawn, Photos, Scorer, Wording
 from dreamlit.step_lines import record
 
@@ -109,14 +110,15 @@ class Scores(Callback):
         if stage != "fit":
             return
         faults = Faults("Scores cannot score the previews", CombinationError)
-        for line in self._combination_faults(trainer):
+        for line in self._combination_faults(trainer, pl_module):
             faults.add(line)
         faults.raise_if_any()
         preview = previews_of(trainer)[0]
         if self._on_preview not in preview.listeners:
             preview.listeners.append(self._on_preview)
 
-    def _combination_faults(self, trainer: Trainer) -> Iterator[str]:
+    def _combination_faults(self, trainer: Trainer, module: Any) -> Iterator[str]:
+        yield from prompt_faults(module.family)
         previews = previews_of(trainer)
         if len(previews) != 1:
             yield f"Scores scores the images of one ValidationPreview among the callbacks; found {len(previews)}"

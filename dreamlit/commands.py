@@ -18,7 +18,7 @@ from dreamlit.datamodules.plan_report import PlanReport
 from dreamlit.errors import CheckpointError, CombinationError, ConfigError, Faults
 from dreamlit.images import save_grid, save_image
 from dreamlit.module import DreamBooth
-from dreamlit.previewing import Picture, Sampling, draw, seed_faults, size_faults
+from dreamlit.previewing import Picture, Sampling, draw, prompt_faults, seed_faults, size_faults
 from dreamlit.prompts import text_faults
 from dreamlit.recipes import Recipe, read_recipe, refuse_other_base, weights_digest
 from dreamlit.seeds import address
@@ -163,7 +163,8 @@ def sample_again(trainer: Any, model: DreamBooth, path: pathlib.Path, adapter: s
 
 def refuse_misfits(model: DreamBooth, drawn: list[Picture], sampling: Sampling) -> None:
     faults = Faults("this model cannot make these images", CombinationError)
-    for line in (*sampling.model_faults(model.family), *size_faults(drawn, model.family.side_multiple)):
+    own = prompt_faults(model.family)
+    for line in (*own, *sampling.model_faults(model.family), *size_faults(drawn, model.family.side_multiple)):
         faults.add(line)
     faults.raise_if_any()
 

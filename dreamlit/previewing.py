@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import inspect
 import math
+import pathlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,8 @@ class Picture:
     seed: int
     width: int | None = None
     height: int | None = None
+    photo: str | None = None
+    """Path of the image that it is made of, for families that draw from photos; its size is the photo's."""
 
     @property
     def size(self) -> dict[str, int]:
@@ -57,11 +60,13 @@ class Sampling:
     guidance_rescale: float = 0.0
     negative_prompt: str = ""
     sampler: str | None = None
+    own: tuple[tuple[str, Any], ...] = ()
+    """The family's own arguments; `of` puts them in."""
 
     def of(self, family: Any) -> Sampling:
         """These settings for a model of this family."""
         scale = family.usual_guidance if self.guidance_scale is None else self.guidance_scale
-        return dataclasses.replace(self, guidance_scale=scale)
+        return dataclasses.replace(self, guidance_scale=scale, own=tuple(family.call_options().items()))
 
     @property
     def unguided(self) -> bool:
@@ -90,6 +95,7 @@ class Sampling:
         call = inspect.signature(getattr(diffusers, name).__call__).parameters
         if self.guidance_rescale and "guidance_rescale" not in call:
             yield f"guidance_rescale is {self.guidance_rescale}, which {name} does not have; leave it out"
+        yield from family.step_faults(self.steps)
         if self.negative_prompt and not family.guided:
             yield f"negative_prompt would do nothing: {name} takes its guidance as a number; leave it out"
         if self.sampler and not {"beta_start", "trained_betas"} & getattr(family, "schedule", dict)().keys():
@@ -105,13 +111,24 @@ class Sampling:
         An empty negative prompt is left out: SDXL then takes zeros, as it was trained, not the embedding of "".
         """
         given = {"guidance_rescale": self.guidance_rescale} if self.guidance_rescale else {}
-        return {"num_inference_steps": self.steps, "guidance_scale": self.guidance_scale, **given}
+        return {"num_inference_steps": self.steps, "guidance_scale": self.guidance_scale, **given, **dict(self.own)}
 
     def recipe(self, picture: Picture) -> dict[str, Any]:
         """All that decides an image, but the weights, as plain values."""
         given = {"negative_prompt": self.negative_prompt, "sampler": self.sampler}
         named = {name: value for name, value in given.items() if value}
+        if picture.photo:
+            named["photo"] = pathlib.PurePath(picture.photo).name
         return {"prompt": picture.prompt, "seed": picture.seed, **named, **self.arguments(), **picture.size}
+
+
+def prompt_faults(family: Any) -> Iterator[str]:
+    """Why a model cannot draw from prompts alone."""
+    if family.draws_from_photos:
+        yield (
+            f"{type(family).__name__} draws from photos, not from prompts alone: set model.family.base to the model "
+            "whose images it refines, or look at the previews of ValidationPreview, which refine the datasets' photos"
+        )
 
 
 # settings that are checked alike wherever they are given --------------------------------------------------------------
@@ -166,7 +183,8 @@ def draw(
         scheduler = pipeline.scheduler
         if watch:
             watched(scheduler, sampling.steps, functools.partial(tell_unpacked, watch, pipeline, batch))
-        given = {**against, **sampling.arguments(), **batch[0].size}
+        photos = {"image": [opened(batch[0].photo)]} if batch[0].photo else {}  # then the only one of its batch
+        given = {**against, **sampling.arguments(), **batch[0].size, **photos}
         try:
             made = pipeline([picture.prompt for picture in batch], generator=noise, **given).images
         finally:
@@ -178,12 +196,20 @@ def batches(pictures: Sequence[Picture], batch_size: int) -> Iterator[list[Pictu
     """At most `batch_size` neighbours of one size."""
     batch: list[Picture] = []
     for picture in pictures:
-        if batch and (len(batch) == batch_size or picture.size != batch[0].size):
+        if batch and (len(batch) == batch_size or picture.size != batch[0].size or picture.photo):
             yield batch
             batch = []
         batch.append(picture)
     if batch:
         yield batch
+
+
+def opened(path: str) -> Image:
+    """A photo as the pipelines take it."""
+    from PIL import Image as pillow
+
+    with pillow.open(path) as image:
+        return image.convert("RGB")
 
 
 def sampler_of(config: Any, name: str) -> Any:
@@ -209,6 +235,8 @@ def watched(scheduler: Any, steps: int, tell: Callable[[int, Tensor], None]) -> 
     def step(output: Tensor, t: Any, sample: Tensor, *args: Any, **options: Any) -> Any:
         nonlocal calls, said
         x_t = sample.clone()
+        if not calls:  # some pipelines begin in the middle of the schedule
+            calls = (scheduler.timesteps == t).nonzero()[0].item()
         result = own(output, t, sample, *args, **options)
         calls += 1
         number = calls * steps // len(scheduler.timesteps)

@@ -90,19 +90,40 @@ class Diffusion(Process):
         alphas_cumprod: alpha_t^2 for every timestep, [T], falling, in [0, 1); 0 is allowed at the end (zero-terminal).
             Kept in float64.
         prediction_type: `epsilon`, or `v_prediction` with v = alpha eps - sigma x0.
+        span: First and last share of the timesteps that the denoiser is made for.
 
     Raises:
         ModelError: another prediction type, or a table that is not a falling schedule.
     """
 
-    def __init__(self, alphas_cumprod: Tensor | Sequence[float], prediction_type: str = "epsilon") -> None:
+    def __init__(
+        self,
+        alphas_cumprod: Tensor | Sequence[float],
+        prediction_type: str = "epsilon",
+        span: tuple[float, float] = (0.0, 1.0),
+    ) -> None:
         self.alphas_cumprod = checked_schedule(alphas_cumprod)
         self.prediction_type = checked_prediction_type(prediction_type)
         self.num_timesteps = len(self.alphas_cumprod)
+        self.span = span
         self._tables: dict[tuple[str, torch.device, torch.dtype], Tensor] = {}
 
-    def __reduce__(self) -> tuple[type[Diffusion], tuple[Tensor, str]]:
-        return Diffusion, (self.alphas_cumprod, self.prediction_type)  # loader workers must not receive device tables
+    def __reduce__(self) -> tuple[type[Diffusion], tuple[Tensor, str, tuple[float, float]]]:
+        # loader workers must not receive device tables
+        return Diffusion, (self.alphas_cumprod, self.prediction_type, self.span)
+
+    def within(self, first: float, last: float) -> Diffusion:
+        """The same process for a denoiser of these timesteps alone: from `first` to below `last`, shares in [0, 1].
+
+        Errors: `ModelError` if there is no whole timestep between them.
+        """
+        if not 0 <= first < last <= 1 or round(first * self.num_timesteps) == round(last * self.num_timesteps):
+            raise ModelError(f"there is no timestep between the shares {first} and {last} of the schedule")
+        return Diffusion(self.alphas_cumprod, self.prediction_type, (first, last))
+
+    @property
+    def last_position(self) -> int:
+        return round(self.span[1] * self.num_timesteps) - 1
 
     def __repr__(self) -> str:
         end = " zero-terminal" if self.alphas_cumprod[-1] == 0 else ""
@@ -111,7 +132,8 @@ class Diffusion(Process):
     def timestep(self, u: float) -> int:
         if not 0 <= u < 1:
             raise ValueError(f"u is {u}: it must be in [0, 1)")
-        return min(int(u * self.num_timesteps), self.num_timesteps - 1)  # u just below 1 can round up to T
+        first, count = round(self.span[0] * self.num_timesteps), self.last_position + 1
+        return min(first + int(u * (count - first)), count - 1)  # u just below 1 can round up to T
 
     def alpha_sigma(self, t: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
         alpha, sigma = self._look_up("alpha", t, dtype), self._look_up("sigma", t, dtype)

@@ -4,7 +4,7 @@
 
 The folder has the layout of a real diffusers model and stock pipelines load it; the pictures are noise. The same seed
 gives the same bytes. `--single-file` also writes `<output>.safetensors` in the original (LDM / SGM) key layout, for
-sd and sdxl.
+families with a UNet.
 """
 
 from __future__ import annotations
@@ -184,7 +184,7 @@ PARTS = {
     "sd3": ("StableDiffusion3Pipeline", sd3_parts),
     "flux": ("FluxPipeline", flux_parts),
 }
-SINGLE_FILES = ("sd", "sdxl")
+SINGLE_FILES = ("sd", "sdxl", "sdxl-refiner")
 
 
 def make(
@@ -214,12 +214,13 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--zero-terminal-snr", action="store_true", help="of sd and sdxl (arXiv 2305.08891)")
     parser.add_argument("--single-file", action="store_true", help="also write <output>.safetensors")
     given = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value not in (None, False)}
-    if given["family"] not in SINGLE_FILES and (idle := given.keys() & {*IDLE}):
-        parser.error(f"--{min(idle).replace('_', '-')} is for {' and '.join(SINGLE_FILES)}")
+    for option, families in FAMILIES_OF.items():
+        if option in given and given["family"] not in families:
+            parser.error(f"--{option.replace('_', '-')} is for {' and '.join(families)}")
     print(make(given.pop("family"), given.pop("output"), **given))
 
 
-IDLE = ("prediction_type", "zero_terminal_snr", "single_file")
+FAMILIES_OF = {"prediction_type": ("sd", "sdxl"), "zero_terminal_snr": ("sd", "sdxl"), "single_file": SINGLE_FILES}
 
 
 if __name__ == "__main__":

@@ -103,7 +103,9 @@ def open_clip_tensors(encoder: Any) -> dict[str, Any]:
 def original_tensors(pipeline: Any) -> dict[str, Any]:
     """All tensors of a pipeline in the layout of the original SD 1.x, SD 2.x and SDXL releases."""
     parts = {"model.diffusion_model.": unet_tensors(pipeline.unet), "first_stage_model.": vae_tensors(pipeline.vae)}
-    if hasattr(pipeline, "text_encoder_2"):
+    if pipeline.text_encoder is None:
+        parts["conditioner.embedders.0.model."] = open_clip_tensors(pipeline.text_encoder_2)
+    elif hasattr(pipeline, "text_encoder_2"):
         parts["conditioner.embedders.0.transformer."] = clip_tensors(pipeline.text_encoder)
         parts["conditioner.embedders.1.model."] = open_clip_tensors(pipeline.text_encoder_2)
     elif pipeline.text_encoder.config.hidden_act == "gelu":

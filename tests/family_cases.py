@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from dreamlit.errors import ModelError
-from dreamlit.families import SD, SD3, SDXL, Family, Flux
+from dreamlit.families import SD, SD3, SDXL, Family, Flux, SDXLRefiner
 from dreamlit.families.flux import unpacked
 from tests.tiny import made
 
@@ -19,6 +19,7 @@ MODELS: dict[str, tuple[type[Family], str, dict[str, Any]]] = {
     "sd1": (SD, "sd", {}),
     "sd2": (SD, "sd", {"prediction_type": "v_prediction", "zero_terminal_snr": True}),
     "sdxl": (SDXL, "sdxl", {}),
+    "refiner": (SDXLRefiner, "sdxl-refiner", {}),
     "sd3": (SD3, "sd3", {}),
     "sd3_no_t5": (SD3, "sd3", {"t5": False}),
     "sd35": (SD3, "sd3", {"version": "3.5"}),
@@ -46,7 +47,11 @@ def loaded(family: Family) -> Family:
 def stock(folder: pathlib.Path, **options: Any) -> Any:
     """The pipeline as a user of diffusers would load it."""
     index = json.loads((folder / "model_index.json").read_text())
-    absent = {name: None for name, entry in index.items() if entry == [None, None] and name.endswith("_3")}
+    absent = {
+        name: None
+        for name, entry in index.items()
+        if entry == [None, None] and name.endswith(("_3", "encoder", "tokenizer"))
+    }
     kind = getattr(diffusers, index["_class_name"])
     pipeline = kind.from_pretrained(folder, **absent, **options)
     pipeline.set_progress_bar_config(disable=True)
@@ -66,10 +71,14 @@ def stock_embeds(pipeline: Any, prompts: list[str], **options: Any) -> list[torc
     return [embeds[0], *([embeds[2]] if len(embeds) == 4 else [])]
 
 
-def size_options(family: type[Family]) -> dict[str, Any]:
-    if family is not SDXL:
-        return {}
-    return {"original_size": FRAME[:2], "crops_coords_top_left": FRAME[2:4], "target_size": FRAME[4:]}
+def size_options(family: type[Family], height: int, width: int) -> dict[str, Any]:
+    """What the pipeline is told of sizes, as `FRAME` has them."""
+    conditioned = {"original_size": FRAME[:2], "crops_coords_top_left": FRAME[2:4], "target_size": FRAME[4:]}
+    if family is SDXL:
+        return {"height": height, "width": width, **conditioned}
+    if family is SDXLRefiner:
+        return {"image": torch.rand(2, 3, height, width), "strength": 0.4, "aesthetic_score": 7.0, **conditioned}
+    return {"height": height, "width": width}
 
 
 def calls_of(pipeline: Any, prompts: list[str], **options: Any) -> list[tuple[torch.Tensor, ...]]:
@@ -88,7 +97,13 @@ def calls_of(pipeline: Any, prompts: list[str], **options: Any) -> list[tuple[to
 
     denoiser = pipeline.transformer if hasattr(pipeline, "transformer") else pipeline.unet
     denoiser.register_forward_hook(record, with_kwargs=True)
-    pipeline(prompts, num_inference_steps=2, guidance_scale=1.0, output_type="latent", **options)
+    pipeline(
+        prompts,
+        num_inference_steps=2 if "image" not in options else 5,
+        guidance_scale=1.0,
+        output_type="latent",
+        **options,
+    )
     return calls
 
 
@@ -107,7 +122,10 @@ def predicted(family: Family, **options: Any) -> torch.Tensor:
 
 def image(pipeline: Any, seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
-    options = {"num_inference_steps": 2, "height": 64, "width": 64, "output_type": "pt", "generator": generator}
+    options: dict[str, Any] = {"height": 64, "width": 64}
+    if isinstance(pipeline, diffusers.StableDiffusionXLImg2ImgPipeline):
+        options = {"image": torch.full((1, 3, 64, 64), 0.5), "strength": 1.0}
+    options |= {"num_inference_steps": 2, "output_type": "pt", "generator": generator}
     return pipeline("a dog", **options).images.float()
 
 

@@ -111,7 +111,7 @@ def test_no_prompt_is_an_error(family: Family):
 @pytest.mark.parametrize(("height", "width"), [(64, 96), (96, 64)])
 def test_predict_is_the_pipelines_own_call(family: Family, folder: pathlib.Path, height: int, width: int):
     prompts = ["a photo of sks dog on the beach", "dog"]
-    calls = calls_of(stock(folder), prompts, height=height, width=width, **size_options(type(family)))
+    calls = calls_of(stock(folder), prompts, **size_options(type(family), height, width))
     assert len(calls) == 2
     conditioning = family.encode_prompts(prompts)
     for x_t, t, expected in calls:

@@ -516,7 +516,7 @@ def test_a_pipeline_without_guidance_rescale_refuses_it(monkeypatch):
         def __call__(self, prompt, guidance_scale): ...
 
     monkeypatch.setattr(diffusers, "PlainPipeline", Pipeline, raising=False)
-    family = types.SimpleNamespace(pipeline_class="PlainPipeline")
+    family = types.SimpleNamespace(pipeline_class="PlainPipeline", guided=True, step_faults=lambda steps: [])
     assert "does not have" in next(Sampling(guidance_rescale=0.5).model_faults(family))
     assert list(Sampling().model_faults(family)) == []
     assert "no beta schedule" in next(Sampling(sampler="ddim").model_faults(family))

@@ -5,5 +5,6 @@ from dreamlit.families.flux import Flux
 from dreamlit.families.sd import SD
 from dreamlit.families.sd3 import SD3
 from dreamlit.families.sdxl import SDXL
+from dreamlit.families.sdxl_refiner import SDXLRefiner
 
-__all__ = ["SD", "SD3", "SDXL", "Family", "Flux"]
+__all__ = ["SD", "SD3", "SDXL", "Family", "Flux", "SDXLRefiner"]

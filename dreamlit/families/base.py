@@ -156,9 +156,11 @@ class Family(ABC):
         It is the same wherever the files are. For "text_encoders" it covers the tokenizers and the precision, which
         change the embeddings; the autoencoder always runs in float32, and the denoiser's precision is the trainer's.
         """
-        content: dict[str, Any] = {"part": part, "family": type(self).__name__}
+        content: dict[str, Any] = {"part": part}
         if part == "vae" and self.vae_files is not None:
             return fingerprints.of({**content, **fingerprints.vae_override(self.vae_files, self.files)})
+        if part != "vae":  # families with the same autoencoder share their latents
+            content["family"] = type(self).__name__
         content["components"] = {name: fingerprints.component(self.files, name) for name in self.components(part)}
         if part == "text_encoders":
             tokenizers = [tokenizer for _, tokenizer in self.text_parts()]
@@ -281,7 +283,7 @@ class Family(ABC):
         parts: dict[str, Any] = {name: None for pair in self.text_encoder_names for name in pair}
         parts |= {name: self.part(name) for pair in self.text_parts() for name in pair}
         parts[self.denoiser_name] = self.denoiser if denoiser is None else denoiser
-        parts |= {"vae": vae.decoding_in_float32(self.part("vae")), "scheduler": self.scheduler()}
+        parts |= {"vae": vae.working_in_float32(self.part("vae")), "scheduler": self.scheduler()}
         pipeline = getattr(diffusers, self.pipeline_class)(**parts, **self.pipeline_options())
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
@@ -289,6 +291,19 @@ class Family(ABC):
     def pipeline_options(self) -> dict[str, Any]:
         """More arguments of the pipeline's constructor."""
         return {}
+
+    @property
+    def draws_from_photos(self) -> bool:
+        """Whether images are made of photos, not of prompts alone."""
+        return False
+
+    def call_options(self) -> dict[str, Any]:
+        """Arguments of every call of the pipeline that are this family's own; they are part of a recipe."""
+        return {}
+
+    def step_faults(self, steps: int) -> list[str]:
+        """Why images cannot be drawn in so many sampler steps."""
+        return []
 
     def scheduler(self) -> Any:
         """The sampler that the model comes with."""

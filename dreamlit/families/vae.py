@@ -58,16 +58,17 @@ def statistics(config: Any, like: Tensor) -> tuple[Tensor, Tensor]:
     return torch.tensor(shift, device=like.device), torch.tensor(config.scaling_factor, device=like.device)
 
 
-def decoding_in_float32(vae: Any) -> Any:
-    """The autoencoder, decoding latents of any precision in float32, also where autocast is on: SDXL's overflows."""
-    if "decode" not in vars(vae):
-        vae.decode = functools.partial(widened, vae.decode)
+def working_in_float32(vae: Any) -> Any:
+    """The autoencoder, working in float32 on any precision, also where autocast is on: SDXL's overflows."""
+    for name in ("decode", "encode"):
+        if name not in vars(vae):
+            setattr(vae, name, functools.partial(widened, getattr(vae, name)))
     return vae
 
 
-def widened(decode: Any, latents: Tensor, *args: Any, **options: Any) -> Any:
-    """`decode` on float32 latents without autocast."""
+def widened(work: Any, tensor: Tensor, *args: Any, **options: Any) -> Any:
+    """`work` on a float32 tensor without autocast."""
     import torch
 
-    with torch.autocast(latents.device.type, enabled=False):
-        return decode(latents.float(), *args, **options)
+    with torch.autocast(tensor.device.type, enabled=False):
+        return work(tensor.float(), *args, **options)
