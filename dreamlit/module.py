@@ -133,6 +133,7 @@ class DreamBooth(LightningModule):
 
     def losses(self, batch: Batch, offsets: Tensor | None = None) -> Losses:
         """The objective on one batch. offsets [B]: steps that the model goes to x_t itself (`dreamlit.rollout`)."""
+        batch = self.family.conditioned(batch, self.seed)
         x_t = self.process.noise(batch.latents, batch.input_eps, batch.t)
         target = self.process.target(batch.latents, batch.eps, batch.t)
         if offsets is not None and offsets.any():

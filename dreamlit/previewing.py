@@ -126,8 +126,8 @@ def prompt_faults(family: Any) -> Iterator[str]:
     """Why a model cannot draw from prompts alone."""
     if family.draws_from_photos:
         yield (
-            f"{type(family).__name__} draws from photos, not from prompts alone: set model.family.base to the model "
-            "whose images it refines, or look at the previews of ValidationPreview, which refine the datasets' photos"
+            f"{type(family).__name__} draws from photos, not from prompts alone: set model.family.{family.drawn_with} "
+            "to the model before it, or look at the previews of ValidationPreview, which are made of the datasets' photos"
         )
 
 
@@ -259,7 +259,7 @@ def predicted_x0(scheduler: Any, output: Tensor, t: Any, sample: Tensor) -> Tens
     hold x_t / alpha and a sigma / alpha, which is what they call sigma (Karras et al. 2022, arXiv 2206.00364). Of a
     flow: x0 = x_t - sigma v.
     """
-    output, sample = output.float(), sample.float()
+    output, sample = output[:, : sample.shape[1]].float(), sample.float()  # some also predict a variance
     if "prediction_type" not in scheduler.config:  # diffusers' sampler for flows
         return sample - float(scheduler.sigmas[scheduler.step_index - 1]) * output
     if float(scheduler.init_noise_sigma) != 1.0:

@@ -10,6 +10,7 @@ families with a UNet.
 from __future__ import annotations
 
 import argparse
+import functools
 import pathlib
 from typing import Any
 
@@ -177,7 +178,43 @@ def flux_parts(folder: pathlib.Path, guidance: bool = True) -> dict[str, Any]:
     }
 
 
+def deepfloyd_parts(folder: pathlib.Path, stage: int = 1) -> dict[str, Any]:
+    """DeepFloyd IF: pixels, T5, attention to text beside the image's own, a variance in the output."""
+    words, diffusers = write_t5_tokenizer(folder / "tokenizer"), library("diffusers")
+    second: dict[str, Any] = {"in_channels": 6, "class_embed_type": "timestep"} if stage == 2 else {"in_channels": 3}
+    net = unet(
+        out_channels=6,
+        sample_size=16 * stage**2,
+        cross_attention_dim=32,
+        encoder_hid_dim=24,
+        addition_embed_type="text",
+        addition_embed_type_num_heads=4,
+        attention_head_dim=16,
+        down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
+        mid_block_type="UNetMidBlock2DSimpleCrossAttn",
+        up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
+        act_fn="gelu",
+        resnet_time_scale_shift="scale_shift",
+        resnet_skip_time_act=True,
+        resnet_out_scale_factor=2**0.5,
+        **second,
+    )
+    schedule: dict[str, Any] = {"beta_schedule": "squaredcos_cap_v2", "num_train_timesteps": 1000}
+    learned: dict[str, Any] = {"variance_type": "learned_range", "thresholding": True, "sample_max_value": 1.5}
+    parts = {
+        "text_encoder": t5_encoder(words, 24),
+        "tokenizer": words,
+        "unet": net,
+        "scheduler": diffusers.DDPMScheduler(**schedule, **learned),
+        **dict.fromkeys(("safety_checker", "feature_extractor", "watermarker")),
+        "requires_safety_checker": False,
+    }
+    return {**parts, "image_noising_scheduler": diffusers.DDPMScheduler(**schedule)} if stage == 2 else parts
+
+
 PARTS = {
+    "deepfloyd-1": ("IFPipeline", functools.partial(deepfloyd_parts, stage=1)),
+    "deepfloyd-2": ("IFSuperResolutionPipeline", functools.partial(deepfloyd_parts, stage=2)),
     "sd": ("StableDiffusionPipeline", sd_parts),
     "sdxl": ("StableDiffusionXLPipeline", sdxl_parts),
     "sdxl-refiner": ("StableDiffusionXLImg2ImgPipeline", refiner_parts),

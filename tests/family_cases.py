@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import pathlib
 from typing import Any
@@ -9,9 +10,11 @@ from typing import Any
 import diffusers
 import pytest
 import torch
+from PIL import Image
 
 from dreamlit.errors import ModelError
-from dreamlit.families import SD, SD3, SDXL, Family, Flux, SDXLRefiner
+from dreamlit.families import SD, SD3, SDXL, DeepFloydI, DeepFloydII, Family, Flux, SDXLRefiner
+from dreamlit.families.deepfloyd import TwoStages
 from dreamlit.families.flux import unpacked
 from tests.tiny import made
 
@@ -20,6 +23,8 @@ MODELS: dict[str, tuple[type[Family], str, dict[str, Any]]] = {
     "sd2": (SD, "sd", {"prediction_type": "v_prediction", "zero_terminal_snr": True}),
     "sdxl": (SDXL, "sdxl", {}),
     "refiner": (SDXLRefiner, "sdxl-refiner", {}),
+    "if1": (DeepFloydI, "deepfloyd-1", {}),
+    "if2": (DeepFloydII, "deepfloyd-2", {}),
     "sd3": (SD3, "sd3", {}),
     "sd3_no_t5": (SD3, "sd3", {"t5": False}),
     "sd35": (SD3, "sd3", {"version": "3.5"}),
@@ -65,6 +70,8 @@ def stock_embeds(pipeline: Any, prompts: list[str], **options: Any) -> list[torc
     if isinstance(pipeline, diffusers.FluxPipeline):
         return list(pipeline.encode_prompt(prompts, None, **plain)[:2])
     others: dict[str, Any] = {}
+    if isinstance(pipeline, diffusers.IFPipeline | diffusers.IFSuperResolutionPipeline):
+        return [pipeline.encode_prompt(prompts, do_classifier_free_guidance=False, **plain)[0]]
     if isinstance(pipeline, diffusers.StableDiffusion3Pipeline):
         others = {"prompt_2": None, "prompt_3": None}
     embeds = pipeline.encode_prompt(prompts, **others, do_classifier_free_guidance=False, **plain)
@@ -78,12 +85,17 @@ def size_options(family: type[Family], height: int, width: int) -> dict[str, Any
         return {"height": height, "width": width, **conditioned}
     if family is SDXLRefiner:
         return {"image": torch.rand(2, 3, height, width), "strength": 0.4, "aesthetic_score": 7.0, **conditioned}
+    if family is DeepFloydII:
+        return {"height": height, "width": width, "image": torch.rand(2, 3, height // 4, width // 4) * 2 - 1}
     return {"height": height, "width": width}
 
 
-def calls_of(pipeline: Any, prompts: list[str], **options: Any) -> list[tuple[torch.Tensor, ...]]:
-    """The pipeline's own calls of its denoiser in sampling: x_t [B, C, h, w], t [B], output [B, C, h, w]."""
-    calls: list[tuple[torch.Tensor, ...]] = []
+def calls_of(pipeline: Any, prompts: list[str], **options: Any) -> list[Any]:
+    """The pipeline's own calls of its denoiser in sampling: x_t [B, C, h, w], t [B], output [B, C, h, w].
+
+    And what else it is told of each sample, by the names of `Family.encode_prompts` and `conditioned`.
+    """
+    calls: list[Any] = []
     flux = isinstance(pipeline, diffusers.FluxPipeline)
 
     def record(module: Any, inputs: tuple[Any, ...], given: dict[str, Any], output: Any) -> None:
@@ -91,19 +103,21 @@ def calls_of(pipeline: Any, prompts: list[str], **options: Any) -> list[tuple[to
         t = given["timestep"] if "timestep" in given else inputs[1]
         if flux:
             size = options["height"] // 8, options["width"] // 8
-            calls.append((unpacked(x_t, *size), t * 1000, unpacked(output[0], *size)))
-        else:
-            calls.append((x_t, t.expand(len(x_t)), output[0]))
+            calls.append((unpacked(x_t, *size), t * 1000, unpacked(output[0], *size), {}))
+            return
+        more, channels = {}, x_t.shape[1]
+        if isinstance(pipeline, diffusers.IFSuperResolutionPipeline):
+            more, channels = {"low_resolution": x_t[:, 3:], "noise_level": given["class_labels"]}, 3
+        calls.append((x_t[:, :channels], t.expand(len(x_t)), output[0][:, :channels], more))
 
     denoiser = pipeline.transformer if hasattr(pipeline, "transformer") else pipeline.unet
     denoiser.register_forward_hook(record, with_kwargs=True)
-    pipeline(
-        prompts,
-        num_inference_steps=2 if "image" not in options else 5,
-        guidance_scale=1.0,
-        output_type="latent",
-        **options,
-    )
+    steps = 5 if "strength" in options else 2
+    if "clean_caption" in inspect.signature(pipeline.__call__).parameters:
+        options["clean_caption"] = False
+    else:
+        options["output_type"] = "latent"
+    pipeline(prompts, num_inference_steps=steps, guidance_scale=1.0, **options)
     return calls
 
 
@@ -123,8 +137,16 @@ def predicted(family: Family, **options: Any) -> torch.Tensor:
 def image(pipeline: Any, seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     options: dict[str, Any] = {"height": 64, "width": 64}
+    if isinstance(pipeline, TwoStages):
+        options["image"] = [Image.new("RGB", (64, 64), (90, 120, 30))]
+    if isinstance(pipeline, diffusers.IFSuperResolutionPipeline):
+        options["image"] = [Image.new("RGB", (16, 16), (90, 120, 30))]
+    if isinstance(pipeline, diffusers.IFSuperResolutionPipeline | TwoStages):
+        options["noise_level"] = 250
     if isinstance(pipeline, diffusers.StableDiffusionXLImg2ImgPipeline):
         options = {"image": torch.full((1, 3, 64, 64), 0.5), "strength": 1.0}
+    if isinstance(pipeline, diffusers.IFPipeline | diffusers.IFSuperResolutionPipeline | TwoStages):
+        options["clean_caption"] = False
     options |= {"num_inference_steps": 2, "output_type": "pt", "generator": generator}
     return pipeline("a dog", **options).images.float()
 

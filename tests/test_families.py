@@ -114,9 +114,9 @@ def test_predict_is_the_pipelines_own_call(family: Family, folder: pathlib.Path,
     calls = calls_of(stock(folder), prompts, **size_options(type(family), height, width))
     assert len(calls) == 2
     conditioning = family.encode_prompts(prompts)
-    for x_t, t, expected in calls:
-        ours = family.predict(x_t, t, conditioning, torch.tensor([FRAME, FRAME]))
-        assert ours.shape == (2, family.latent_channels, height // 8, width // 8)
+    for x_t, t, expected, more in calls:
+        ours = family.predict(x_t, t, {**conditioning, **more}, torch.tensor([FRAME, FRAME]))
+        assert ours.shape == (2, family.latent_channels, height // family.stride, width // family.stride)
         torch.testing.assert_close(ours, expected, atol=1e-5, rtol=1e-5)
 
 
@@ -145,7 +145,7 @@ def test_predict_takes_another_denoiser(family: Family, folder: pathlib.Path, ki
 def test_lower_precision_is_near_and_comes_back_as_float32(folder: pathlib.Path, kind: type[Family], family: Family):
     low = loaded(kind(str(folder), dtype="bfloat16"))
     assert {value.dtype for value in low.denoiser.parameters()} == {torch.bfloat16}
-    assert {value.dtype for value in low.part("vae").parameters()} == {torch.float32}
+    assert {v.dtype for name in low.components("vae") for v in low.part(name).parameters()} <= {torch.float32}
     ours, exact = predicted(low), predicted(family)
     assert ours.dtype == torch.float32
     assert 0 < (ours - exact).abs().max() < 0.1 * exact.abs().max()
@@ -159,7 +159,9 @@ def last_layer(denoiser: Any) -> Any:
 
 def inside(denoiser: Any) -> Any:
     """A layer whose activations are recomputed."""
-    return denoiser.mid_block.resnets[-1] if hasattr(denoiser, "mid_block") else denoiser.transformer_blocks[0].norm1
+    return (
+        denoiser.down_blocks[0].resnets[0] if hasattr(denoiser, "down_blocks") else denoiser.transformer_blocks[0].norm1
+    )
 
 
 def gradient(family: Family) -> torch.Tensor:
@@ -204,6 +206,8 @@ def test_the_pipeline_works_in_low_precision(folder: pathlib.Path, kind: type[Fa
 
 
 def test_latents_are_the_scaled_mode_and_decode_inverts_the_scaling(family: Family, folder: pathlib.Path):
+    if not family.components("vae"):
+        pytest.skip("it works on pixels, see test_deepfloyd")
     vae, pixels = stock(folder).vae, torch.rand(2, 3, 64, 96) * 2 - 1
     with torch.no_grad():
         mode = vae.encode(pixels).latent_dist.mode()

@@ -51,6 +51,7 @@ PRESET_KEYS = (
 MAP_ALIASES = {"dim": "rank", "linear_dim": "rank", "linear_alpha": "alpha", "conv_dim": "conv_rank"}
 
 _TRANSFORMERS = (
+    "Attention",
     "Transformer2DModel",
     "JointTransformerBlock",
     "FluxTransformerBlock",

@@ -1,10 +1,11 @@
 """Model families: one pretrained model behind a few verbs. Importing this loads neither torch nor diffusers."""
 
 from dreamlit.families.base import Family
+from dreamlit.families.deepfloyd import DeepFloydI, DeepFloydII
 from dreamlit.families.flux import Flux
 from dreamlit.families.sd import SD
 from dreamlit.families.sd3 import SD3
 from dreamlit.families.sdxl import SDXL
 from dreamlit.families.sdxl_refiner import SDXLRefiner
 
-__all__ = ["SD", "SD3", "SDXL", "Family", "Flux", "SDXLRefiner"]
+__all__ = ["SD", "SD3", "SDXL", "DeepFloydI", "DeepFloydII", "Family", "Flux", "SDXLRefiner"]

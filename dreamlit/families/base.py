@@ -16,7 +16,7 @@ from dreamlit.families.files import ModelFiles, read_json
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from dreamlit.types import Conditioning
+    from dreamlit.types import Batch, Conditioning
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -249,6 +249,10 @@ class Family(ABC):
         `frame` [B, 6] has the sizes of `types.Batch`; `denoiser` replaces the loaded one.
         """
 
+    def conditioned(self, batch: Batch, seed: int) -> Batch:
+        """The batch with conditioning that this family makes from its latents; its draws are addressed by `seed`."""
+        return batch
+
     def encode_pixels(self, pixels: Tensor) -> Tensor:
         """Pixels [B, 3, H, W] in [-1, 1] -> scaled latents [B, C, h, w] (mode of the posterior), float32 on the CPU.
 
@@ -283,7 +287,8 @@ class Family(ABC):
         parts: dict[str, Any] = {name: None for pair in self.text_encoder_names for name in pair}
         parts |= {name: self.part(name) for pair in self.text_parts() for name in pair}
         parts[self.denoiser_name] = self.denoiser if denoiser is None else denoiser
-        parts |= {"vae": vae.working_in_float32(self.part("vae")), "scheduler": self.scheduler()}
+        parts |= {name: vae.working_in_float32(self.part(name)) for name in self.components("vae")}
+        parts["scheduler"] = self.scheduler()
         pipeline = getattr(diffusers, self.pipeline_class)(**parts, **self.pipeline_options())
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
@@ -296,6 +301,9 @@ class Family(ABC):
     def draws_from_photos(self) -> bool:
         """Whether images are made of photos, not of prompts alone."""
         return False
+
+    drawn_with: ClassVar[str] = ""
+    """The option by which a model that draws from photos can draw from prompts."""
 
     def call_options(self) -> dict[str, Any]:
         """Arguments of every call of the pipeline that are this family's own; they are part of a recipe."""

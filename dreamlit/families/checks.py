@@ -64,7 +64,13 @@ def model_faults(family: Family) -> list[str]:
 def component_names(family: Family) -> list[str]:
     """Everything that a local folder must have."""
     tokenizers = [tokenizer for _, tokenizer in family.text_parts()]
-    return [*family.components("denoiser"), *family.components("text_encoders"), *tokenizers, "vae", "scheduler"]
+    return [
+        *family.components("denoiser"),
+        *family.components("text_encoders"),
+        *tokenizers,
+        *family.components("vae"),
+        "scheduler",
+    ]
 
 
 def component_faults(family: Family, name: str, entry: Any) -> Iterator[str]:

@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from dreamlit.errors import ModelError
+from dreamlit.families.chain import Chain
 from dreamlit.families.sdxl import SDXL
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ class SDXLRefiner(SDXL):
     """SDXL's refiner: the larger text encoder alone, an aesthetic score, and only the timesteps with little noise."""
 
     pipeline_class = "StableDiffusionXLImg2ImgPipeline"
+    drawn_with = "base"
     text_encoder_names = (("text_encoder_2", "tokenizer_2"),)
     single_file_layouts = {"conditioner.embedders.0.model.": "stabilityai/stable-diffusion-xl-refiner-1.0"}
 
@@ -100,46 +102,25 @@ class SDXLRefiner(SDXL):
     def pipeline(self, denoiser: nn.Module | None = None) -> Any:
         refiner = super().pipeline(denoiser)
         refiner.vae.register_to_config(force_upcast=False)  # else it is cast down after the photo is encoded
-        return Chain(self.base.pipeline().to(refiner.device), refiner, self.strength) if self.base else refiner
+        if not self.base:
+            return refiner
+        chain = BaseAndRefiner(refiner, self.base.pipeline().to(refiner.device))
+        chain.border = 1 - self.strength
+        return chain
 
 
-class Chain:
-    """The base's pipeline, then the refiner's, on one schedule; it is called like the base's.
+class BaseAndRefiner(Chain):
+    """SDXL's pipeline, then the refiner's, on one schedule."""
 
-    Args:
-        base: `StableDiffusionXLPipeline`.
-        refiner: `StableDiffusionXLImg2ImgPipeline`.
-        strength: Share of the schedule that the refiner denoises.
-    """
-
-    def __init__(self, base: Any, refiner: Any, strength: float) -> None:
-        self.base, self.refiner, self.border = base, refiner, 1 - strength
-
-    @property
-    def scheduler(self) -> Any:
-        """The refiner's, whose steps are the last ones of an image."""
-        return self.refiner.scheduler
-
-    @scheduler.setter
-    def scheduler(self, scheduler: Any) -> None:
-        self.base.scheduler = type(scheduler).from_config(scheduler.config)
-        self.refiner.scheduler = scheduler
+    border: float
+    """Share of the schedule that the base denoises."""
 
     def __call__(
         self, prompt: Any, *, aesthetic_score: float, negative_aesthetic_score: float, generator: Any, **options: Any
     ) -> Any:
         """Images of the prompts; options as of the base's pipeline."""
-        latents = self.base(
-            prompt, generator=generator, output_type="latent", denoising_end=self.border, **options
-        ).images
-        for name in ("width", "height"):
-            options.pop(name, None)
-        return self.refiner(
-            prompt,
-            image=latents,
-            denoising_start=self.border,
-            generator=generator,
-            aesthetic_score=aesthetic_score,
-            negative_aesthetic_score=negative_aesthetic_score,
-            **options,
-        )
+        given = {**options, "generator": generator}
+        latents = self.first(prompt, output_type="latent", denoising_end=self.border, **given).images
+        scores = {"aesthetic_score": aesthetic_score, "negative_aesthetic_score": negative_aesthetic_score}
+        given = {name: value for name, value in given.items() if name not in ("width", "height")}
+        return self.last(prompt, image=latents, denoising_start=self.border, **scores, **given)
