@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import pathlib
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
 
+from dreamlit import events
 from dreamlit.callbacks.checkpoint import RunCheckpoint, run_name
 from dreamlit.callbacks.ema import EMA
 from dreamlit.errors import CombinationError, ConfigError, Faults, nearest
@@ -58,7 +58,8 @@ class StableEvaluation(Callback):
         self.at_start, self.bands = at_start, bands
         self.monitor, self.save_best, self.patience = monitor, save_best, patience
         self.failures = 0
-        """Lines and plots that could not be written."""
+        """How often lines or the plot could not be written."""
+        self._waiting: list[dict[str, Any]] = []  # lines that could not be written yet
         self._stopping: EarlyStopping | None = None
         self._every = 0  # optimizer steps between evaluations of this run
         self._interval: int | None = None  # the same in batches: what the Trainer was given
@@ -126,12 +127,14 @@ class StableEvaluation(Callback):
                 "or all of it; lower data.hold_out, data.eval_timesteps or data.eval_seeds instead"
             )
 
-    def _never(self, trainer: Trainer, every: int, said: str) -> Iterator[str]:
-        if 0 < trainer.max_steps < every:
-            yield (
-                f"StableEvaluation would not evaluate during the training: {said}, but trainer.max_steps is "
-                f"{trainer.max_steps}"
-            )
+    def _never(self, trainer: Trainer, every: int, said: str, epoch_steps: int | None = None) -> Iterator[str]:
+        limits = [(trainer.max_steps, f"trainer.max_steps is {trainer.max_steps}")]
+        if epoch_steps and (epochs := trainer.max_epochs or -1) > 0:
+            steps = epochs * epoch_steps
+            limits.append((steps, f"trainer.max_epochs is {epochs}, which are {steps} optimizer steps"))
+        for steps, end in limits:
+            if 0 < steps < every:
+                yield f"StableEvaluation would not evaluate during the training: {said}, but {end}"
 
     def _checkpoint_faults(self, callbacks: list[Any]) -> Iterator[str]:
         keepers = [other for other in callbacks if isinstance(other, RunCheckpoint)]
@@ -150,15 +153,14 @@ class StableEvaluation(Callback):
             return
         self._join(trainer)
         if stage == "fit":
-            self._every = self.every_n_steps or self._steps_of_epochs(trainer)
-            epochs = 1 if self.every_n_epochs is None else self.every_n_epochs
-            raise_faults(self._never(trainer, self._every, f"{epochs:g} epochs are {self._every} optimizer steps"))
+            epoch_steps = trainer.datamodule.epoch_batches // trainer.accumulate_grad_batches  # pyright: ignore
+            epochs = 1.0 if self.every_n_epochs is None else self.every_n_epochs
+            self._every = self.every_n_steps or max(1, round(epochs * epoch_steps))
+            asked = f"{epochs:g} epochs are {self._every} optimizer steps"
+            asked = f"every_n_steps is {self._every}" if self.every_n_steps else asked
+            raise_faults(self._never(trainer, self._every, asked, epoch_steps))
             self._interval = trainer.val_check_interval = self._every * trainer.accumulate_grad_batches
             trainer.check_val_every_n_epoch = None  # the interval goes on over the epochs
-
-    def _steps_of_epochs(self, trainer: Trainer) -> int:
-        steps = trainer.datamodule.epoch_batches // trainer.accumulate_grad_batches  # pyright: ignore
-        return max(1, round((1.0 if self.every_n_epochs is None else self.every_n_epochs) * steps))
 
     def _join(self, trainer: Trainer) -> None:
         """Sets up who acts on the result: the order is who stops the run, who saves it, and then who draws."""
@@ -169,7 +171,9 @@ class StableEvaluation(Callback):
             if self.save_best and isinstance(keeper, RunCheckpoint):
                 keeper.monitor, keeper.mode = self.monitor, "min"
         if self.patience is not None and self._stopping is None:
-            self._stopping = EarlyStopping(self.monitor, patience=self.patience, check_on_train_epoch_end=False)
+            # A value that is not finite is no new lowest one; with `check_finite` it would end the run at once.
+            options: Any = {"check_on_train_epoch_end": False, "check_finite": False}
+            self._stopping = EarlyStopping(self.monitor, patience=self.patience, **options)
         stopping = [self._stopping] if self._stopping else []
         trainer.callbacks = [*others, *stopping, *keepers, self]  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -197,7 +201,7 @@ class StableEvaluation(Callback):
         if trainer.is_global_zero:
             bands = self.bands, pl_module.process.num_timesteps
             line = {"step": self._last_step, **{NAMES[key]: told(one, *bands) for key, one in measured.items()}}
-            self._attempt("its line in evaluation.jsonl", self._record, self._path(trainer), line)
+            self._attempt(trainer, "its line in evaluation.jsonl", self._record, line)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         self._log_bands("loss/test", pl_module.evaluated(), pl_module)
@@ -209,9 +213,9 @@ class StableEvaluation(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero and not trainer.fast_dev_run:  # pyright: ignore[reportAttributeAccessIssue]
-            self._attempt("the plot", self._draw, trainer)
+            self._attempt(trainer, "the plot", self._draw)
             if self.failures > 1:
-                warnings.warn(f"StableEvaluation: {self.failures} lines or plots could not be written", stacklevel=2)
+                events.warned(trainer, f"StableEvaluation: writing lines or the plot failed {self.failures} times")
 
     def _draw(self, trainer: Trainer) -> None:
         from dreamlit.curves import draw_evaluation, lowest
@@ -228,30 +232,35 @@ class StableEvaluation(Callback):
         if self._stopping and self._stopping.stopping_reason_message:
             print(f"stopped early at step {trainer.global_step}: {self._stopping.stopping_reason_message}")
 
-    def _record(self, path: pathlib.Path, line: dict[str, Any]) -> None:
+    def _record(self, trainer: Trainer, line: dict[str, Any]) -> None:
+        self._waiting.append(line)
+        while self._waiting:  # what a full disk refused comes first
+            self._write(trainer, self._waiting[0])
+            del self._waiting[0]
+
+    def _write(self, trainer: Trainer, line: dict[str, Any]) -> None:
+        path = self._path(trainer)
         before = recorded(path, line["step"])[-1:]
         record(path, line)
         if before and grid_of(before[0]) != grid_of(line):
-            warnings.warn(
+            events.warned(
+                trainer,
                 f"StableEvaluation: from step {line['step']} on other photos, noise levels or noises are measured than "
                 "before: the losses do not compare, and best.ckpt may be of the old ones",
-                stacklevel=2,
             )
 
     def _path(self, trainer: Trainer) -> pathlib.Path:
         return pathlib.Path(trainer.default_root_dir) / FILE
 
-    def _attempt(self, what: str, make: Any, *args: Any) -> None:
+    def _attempt(self, trainer: Trainer, what: str, make: Any, *args: Any) -> None:
         """A file that cannot be written never ends the run: one warning, and the rest is counted."""
         try:
-            make(*args)
+            make(trainer, *args)
         except Exception as error:
             self.failures += 1
             if self.failures == 1:
                 reason = f"{type(error).__name__}: {error}"
-                warnings.warn(
-                    f"StableEvaluation: {what} could not be written ({reason}); training goes on", stacklevel=2
-                )
+                events.warned(trainer, f"StableEvaluation: {what} could not be written ({reason}); training goes on")
 
     # state --------------------------------------------------------------------------------------------------------
 
@@ -269,9 +278,10 @@ def raise_faults(lines: Iterator[str]) -> None:
     faults.raise_if_any()
 
 
-def grid_of(line: dict[str, Any]) -> tuple[Any, list[str]]:
+def grid_of(line: dict[str, Any]) -> tuple[Any, Any, list[str]]:
     """Which cells the line of an evaluation is of, as far as it says."""
-    return line["raw"].get("cells"), sorted(line["raw"].get("images", ()))
+    raw = line.get("raw", {})
+    return raw.get("cells"), raw.get("levels"), sorted(raw.get("images", ()))
 
 
 def evaluate_now(trainer: Trainer) -> None:

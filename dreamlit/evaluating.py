@@ -64,6 +64,11 @@ class Measured:
         """The mean loss of each image, by its sample id `dataset/path`."""
         return dict(sorted(self._means(lambda cell: cell.key.rpartition("@")[0]).items()))
 
+    @property
+    def levels(self) -> int:
+        """How many noise levels each image was measured at."""
+        return len({cell.key.rpartition("@")[2].partition(".")[0] for cell in self.cells})
+
     def _means(self, of: Callable[[Cell], Key]) -> dict[Key, float]:
         groups: dict[Key, list[float]] = defaultdict(list)
         for cell in self.cells:
@@ -116,7 +121,7 @@ def told(measured: Measured, bands: int, num_timesteps: int) -> dict[str, Any]:
     """One pass as the file has it; a loss that is not finite is null."""
     parts = {"bands": measured.bands(bands, num_timesteps) if bands else {}, "images": measured.images()}
     finite = {name: {key: number(value) for key, value in part.items()} for name, part in parts.items()}
-    return {"loss": number(measured.mean), "cells": len(measured.cells), **finite}
+    return {"loss": number(measured.mean), "cells": len(measured.cells), "levels": measured.levels, **finite}
 
 
 def number(value: float) -> float | None:

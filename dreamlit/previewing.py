@@ -127,7 +127,7 @@ def prompt_faults(family: Any) -> Iterator[str]:
     if family.draws_from_photos:
         yield (
             f"{type(family).__name__} draws from photos, not from prompts alone: set model.family.{family.drawn_with} "
-            "to the model before it, or look at the previews of ValidationPreview, which are made of the datasets' photos"
+            "to the model before it, or look at the previews of ValidationPreview, made of the datasets' photos"
         )
 
 

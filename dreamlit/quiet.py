@@ -18,7 +18,7 @@ HARMLESS = (
     r"You have overridden `transfer_batch_to_device` in `LightningModule`",  # on purpose: it is the faster one
     r"Checkpoint directory .* exists and is not empty",
     r"The number of training batches .* is smaller than the logging interval",
-    r"It is recommended to use `self.log\('loss/(val|test)'",  # it is summed over all ranks before it is logged
+    r"It is recommended to use `self.log\('loss/(val|test)['/-]",  # it is summed over all ranks before it is logged
     r".*TypedStorage is deprecated",  # torchao
     r"Detected call of `lr_scheduler.step\(\)` before `optimizer.step\(\)`",
 )

@@ -14,7 +14,7 @@ from PIL import Image
 
 from dreamlit.errors import ModelError
 from dreamlit.families import SD, SD3, SDXL, DeepFloydI, DeepFloydII, Family, Flux, SDXLRefiner
-from dreamlit.families.deepfloyd import TwoStages
+from dreamlit.families.deepfloyd_two import TwoStages
 from dreamlit.families.flux import unpacked
 from tests.tiny import made
 

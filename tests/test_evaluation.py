@@ -9,10 +9,12 @@ import pathlib
 import re
 import shutil
 import types
+import warnings
 
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import Callback
 from PIL import Image
 
 from dreamlit.callbacks.checkpoint import RunCheckpoint
@@ -25,6 +27,7 @@ from dreamlit.datamodules.dreambooth import DreamBoothData
 from dreamlit.datamodules.manifest import build_manifest
 from dreamlit.errors import CombinationError, ConfigError, DataError
 from dreamlit.evaluating import Cell, Evaluation, Measured
+from dreamlit.quiet import quieten
 from dreamlit.step_lines import record, recorded
 from dreamlit.types import Role
 from runs import assert_same_state, base_config, checkpoint, fit, merged, run, write_photos
@@ -197,6 +200,7 @@ def test_wrong_options_come_in_one_report():
 def trainer_with(callback, *others, **changes):
     usual = {"fast_dev_run": False, "max_steps": 100, "accumulate_grad_batches": 2, "limit_val_batches": 1.0}
     usual |= {"val_check_interval": 1.0, "check_val_every_n_epoch": 1, "callbacks": [callback, *others]}
+    usual |= {"max_epochs": None, "datamodule": types.SimpleNamespace(epoch_batches=80)}
     return types.SimpleNamespace(**{**usual, **changes})
 
 
@@ -211,6 +215,8 @@ def trainer_with(callback, *others, **changes):
         ({}, [], {"limit_val_batches": 0}, "limit_val_batches is 0"),
         ({}, [], {"limit_val_batches": 1}, "limit_val_batches is 1"),
         ({"every_n_steps": 500}, [], {}, "every_n_steps is 500, but trainer.max_steps is 100"),
+        ({"every_n_steps": 90}, [], {"max_epochs": 2}, r"is 90, but trainer.max_epochs is 2, which are 80 optimizer"),
+        ({"every_n_epochs": 3}, [], {"max_epochs": 2, "max_steps": -1}, "3 epochs are 120 .*max_epochs is 2"),
         ({"monitor": "loss/val-ema"}, [EMA(use_for=["export"])], {}, "needs an EMA"),
         ({}, [RunCheckpoint(monitor="loss")], {}, r"checkpoint.monitor is 'loss' \(min\)"),
     ],
@@ -332,6 +338,15 @@ def test_the_best_checkpoint_is_the_one_of_the_lowest_loss(evaluated):
         assert_same_state(best["state_dict"], checkpoint(root, step)["state_dict"])
 
 
+def test_a_grid_of_other_levels_is_told_although_it_has_as_many_cells(evaluated, tmp_path):
+    config, root = evaluated
+    again = pathlib.Path(shutil.copytree(root, tmp_path / "run"))
+    changes = {"trainer.default_root_dir": str(again), "trainer.max_steps": 8}
+    with pytest.warns(UserWarning, match=r"from step 8 on other .* noise levels .* the losses do not compare"):
+        fit(merged(config, {**changes, "data.eval_timesteps": 4, "data.eval_seeds": 1}), "--ckpt_path", "last")
+    assert [row["raw"]["cells"] for row in rows_of(again)] == [8] * 5
+
+
 def test_two_evaluations_are_the_same_to_the_bit_whatever_the_workers(evaluated, capsys):
     config, root = evaluated
     found = []
@@ -401,6 +416,30 @@ def test_patience_ends_the_run_and_a_resume_of_its_best_ends_alike(tmp_path, tin
     assert_same_state(checkpoint(root, 3)["state_dict"], last["state_dict"])
 
 
+class LosesOne(Callback):
+    """Makes one evaluation NaN."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
+        if trainer.global_step == self.step:
+            batch.latents[0] = math.inf
+
+
+def test_one_evaluation_that_is_not_finite_does_not_end_a_run_with_patience(tmp_path, tiny_sd_model, photos):
+    lost = {"class_path": "test_evaluation.LosesOne", "init_args": {"step": 1}}
+    steady = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.0}}  # no value is lower than the first
+    config = configured(tmp_path / "run", tiny_sd_model, photos, {"every_n_steps": 1, "patience": 3}, lost)
+    root = fit(merged(config, {"model.optimizer": steady, "trainer.max_steps": 9}))
+    assert [(row["step"], row["raw"]["loss"] is None) for row in rows_of(root)] == [
+        (0, False),
+        (1, True),
+        (2, False),
+        (3, False),
+    ]
+
+
 def test_plan_names_what_is_held_out(evaluated, capsys):
     config, root = evaluated
     capsys.readouterr()
@@ -414,15 +453,45 @@ def test_plan_names_what_is_held_out(evaluated, capsys):
 def test_a_file_that_cannot_be_written_never_ends_the_run(tmp_path, tiny_sd_model, photos):
     (tmp_path / "run" / "evaluation.jsonl").mkdir(parents=True)
     (tmp_path / "run" / "evaluation.jsonl" / "x").touch()
-    config = configured(tmp_path / "run", tiny_sd_model, photos, {"every_n_steps": 1, "save_best": False})
+    log = {"class_path": "EventLog"}
+    config = configured(tmp_path / "run", tiny_sd_model, photos, {"every_n_steps": 1, "save_best": False}, log)
     with pytest.warns(
         UserWarning, match=r"its line in evaluation.jsonl could not be written .*training goes on"
     ) as seen:
         fit(merged(config, {"trainer.max_steps": 2}))
     said = [str(w.message) for w in seen if "StableEvaluation" in str(w.message)]
-    assert len(said) == 2 and "3 lines or plots could not be written" in said[1]
+    assert len(said) == 2 and "writing lines or the plot failed 3 times" in said[1]
+    told = [json.loads(text) for text in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
+    assert len([record for record in told if record["event"] == "warning"]) == 2
     assert checkpoint(tmp_path / "run", 2)["global_step"] == 2
     assert not (tmp_path / "run" / "checkpoints" / "best.ckpt").exists()
+    assert not list((tmp_path / "run").glob(".evaluation*"))
+
+
+@pytest.mark.filterwarnings("error:StableEvaluation")
+def test_lines_wait_for_room_and_a_warning_never_ends_the_run(tmp_path, monkeypatch):
+    callback, trainer = StableEvaluation(), types.SimpleNamespace(default_root_dir=tmp_path, global_step=0)
+    for step, full in ((0, False), (10, True), (20, True), (30, False)):
+        with monkeypatch.context() as disk:
+            if full:
+                disk.setattr(pathlib.Path, "write_text", lambda *args, **kwargs: no_room())
+            callback._attempt(trainer, "its line", callback._record, line(step, 0.5))  # pyright: ignore
+        assert len(rows_of(tmp_path)) == {0: 1, 10: 1, 20: 1, 30: 4}[step]
+    assert callback.failures == 2 and [row["step"] for row in rows_of(tmp_path)] == [0, 10, 20, 30]
+
+
+def no_room():
+    raise OSError(28, "No space left on device")
+
+
+def test_what_lightning_says_of_ranks_is_silent_for_every_loss_of_an_evaluation(monkeypatch):
+    said = "It is recommended to use `self.log({!r}, ..., sync_dist=True)` when logging on epoch level"
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        quieten()
+        for name in ("loss/val", "loss/val-ema", "loss/val/0-250", "loss/test-ema/750-1000", "loss/validated"):
+            warnings.warn(said.format(name), stacklevel=1)
+    assert ["loss/validated" in str(w.message) for w in seen] == [True]
 
 
 # the file and the plot ------------------------------------------------------------------------------------------------

@@ -251,3 +251,8 @@ def test_making_models_leaves_the_global_generator_alone(tmp_path: pathlib.Path)
     before = torch.get_rng_state()
     tiny_sdxl(tmp_path / "model", seed=5)
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_the_table_in_the_documentation_is_up_to_date():
+    script = pathlib.Path(__file__).resolve().parent.parent / "scripts" / "make_family_table.py"
+    subprocess.run([sys.executable, script, "--check"], check=True)

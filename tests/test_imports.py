@@ -61,7 +61,7 @@ def group(name: str) -> str:
 @pytest.mark.parametrize(
     ("importer", "allowed"),
     [
-        ("dreamlit.families", ("dreamlit.process",)),
+        ("dreamlit.families", ("dreamlit.process", "dreamlit.flow")),
         ("dreamlit.objective", ("dreamlit.process",)),
         ("dreamlit.adapters", ()),
         ("dreamlit.process", ()),

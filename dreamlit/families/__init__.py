@@ -1,7 +1,8 @@
 """Model families: one pretrained model behind a few verbs. Importing this loads neither torch nor diffusers."""
 
 from dreamlit.families.base import Family
-from dreamlit.families.deepfloyd import DeepFloydI, DeepFloydII
+from dreamlit.families.deepfloyd import DeepFloydI
+from dreamlit.families.deepfloyd_two import DeepFloydII
 from dreamlit.families.flux import Flux
 from dreamlit.families.sd import SD
 from dreamlit.families.sd3 import SD3

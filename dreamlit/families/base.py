@@ -32,6 +32,10 @@ class Family(ABC):
     """Latent cells along a side of one token of the denoiser; images must have whole tokens."""
     guided: ClassVar[bool] = True
     """Whether images are drawn with classifier-free guidance: two forwards a step, and a negative prompt."""
+    noise: ClassVar[str] = ""
+    """The process in a few words, for people."""
+    tiny_autoencoder: ClassVar[str] = ""
+    """Hub id of an AutoencoderTiny that fits, for people; see `tiny_vae`."""
     usual_guidance: ClassVar[float] = 7.5
     """Guidance of images where none is asked for."""
     export_prefix: ClassVar[str] = "lora_unet"

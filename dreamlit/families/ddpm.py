@@ -19,6 +19,8 @@ PREDICTION_TYPES = ("epsilon", "v_prediction")
 class DDPM(Family):
     """A model that predicts eps or v on a schedule of betas."""
 
+    noise = "DDPM, eps or v"
+
     def __init__(
         self,
         path: str,

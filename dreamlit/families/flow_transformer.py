@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 class FlowTransformer(Family):
     """A transformer trained by flow matching, conditioned on CLIP and T5."""
 
+    noise = "flow matching"
     latent_channels = 16
     patch = 2
     denoiser_name = "transformer"

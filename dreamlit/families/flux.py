@@ -22,6 +22,7 @@ class Flux(FlowTransformer):
     """Flux.1: CLIP's pooled text and a T5, packed latents, rotary positions, guidance as an input (dev)."""
 
     pipeline_class = "FluxPipeline"
+    tiny_autoencoder = "madebyollin/taef1"
     guided = False
     usual_guidance = 3.5
     text_encoder_names = (("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2"))

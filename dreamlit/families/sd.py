@@ -17,6 +17,7 @@ class SD(LatentDiffusion):
     """Stable Diffusion 1.x and 2.x: one text encoder; epsilon or v prediction."""
 
     pipeline_class = "StableDiffusionPipeline"
+    tiny_autoencoder = "madebyollin/taesd"
     single_file_layouts = {
         "cond_stage_model.transformer.": "stable-diffusion-v1-5/stable-diffusion-v1-5",
         "cond_stage_model.model.": None,  # SD 2.x: the file does not say whether it predicts epsilon or v

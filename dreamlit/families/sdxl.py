@@ -17,6 +17,7 @@ class SDXL(LatentDiffusion):
     """Stable Diffusion XL: two text encoders, and the image's size and crop as conditioning."""
 
     pipeline_class = "StableDiffusionXLPipeline"
+    tiny_autoencoder = "madebyollin/taesdxl"
     layers_left_out = 1
     text_encoder_names = (("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2"))
     single_file_layouts = {"conditioner.embedders.1.": "stabilityai/stable-diffusion-xl-base-1.0"}
