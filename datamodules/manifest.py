@@ -101,6 +101,7 @@ class _Builder:
             trained, held = HoldOut(self.hold_out, self.seed, self.findings).split(trained)
             self.findings.raise_faults()
             evaluated += held
+        self._require_evaluated(evaluated)
         self._warn_of_leaks(trained, evaluated)
         ignored = [(key, name, why) for key, source in self.sources.items() for name, why in source.ignored]
         found = self.findings
@@ -184,6 +185,16 @@ class _Builder:
         if len(reasons) > SHOWN:
             reasons[SHOWN:] = [f"  ... and {len(reasons) - SHOWN} more"]
         raise DataError("\n".join(["there is no usable image to train on:", *counts, *reasons]))
+
+    def _require_evaluated(self, evaluated: list[Sample]) -> None:
+        """Where an evaluation is asked for, there is an image for it: the run would go by a loss that never comes."""
+        for spec in self.images:
+            if spec.is_eval and not evaluated:
+                reasons = [f"{name} {reason}" for key, name, reason in self.findings.filtered if key == spec.id]
+                self.findings.fault(
+                    spec.id, f"nothing is left to evaluate, all its images are left out: {some(reasons)}"
+                )
+        self.findings.raise_faults()
 
     # -- warnings -----------------------------------------------------------------------------------------------------
 

@@ -164,9 +164,10 @@ def lost_weights(module: Any) -> int:
 
 
 def ways_out(root: str) -> str:
-    kept = any(pathlib.Path(root).glob("checkpoints/step-*.ckpt"))
-    on = "the last one goes on with --ckpt_path last"
-    resume = f"The checkpoints are as they were; {on}" if kept else "No checkpoint was written yet"
+    folder = pathlib.Path(root) / "checkpoints"
+    on = {"step-*.ckpt": "the last one goes on with --ckpt_path last", "best.ckpt": "--ckpt_path best goes on from it"}
+    kept = next((on[files] for files in on if any(folder.glob(files))), None)
+    resume = f"The checkpoints are as they were; {kept}" if kept else "No checkpoint was written yet"
     return (
         f"{resume}. Look at the images (dreamlit plan --preview FOLDER shows them as they are trained on), lower the "
         "learning rate, set trainer.gradient_clip_val, or use bf16-mixed in place of 16-mixed"

@@ -142,8 +142,8 @@ def refuse_other_data(checkpoint: dict[str, Any], digest: str, allowed: list[str
     saved = checkpoint["dreamlit"].get("manifest_digest")
     if saved != digest and "data" not in allowed:
         raise CheckpointError(
-            "the datasets are not those of the checkpoint: a photo, mask, caption or dataset entry has changed. "
-            "Put them back, start a new run with model.init_from, or pass --allow_changes+=data"
+            "the datasets are not those of the checkpoint: a photo, mask, caption, dataset entry or data.hold_out has "
+            "changed. Put them back, start a new run with model.init_from, or pass --allow_changes+=data"
         )
 
 

@@ -17,6 +17,8 @@ PAGE = pathlib.Path(__file__).resolve().parent.parent / "docs" / "families.md"
 START, END = "<!-- table: made by scripts/make_family_table.py -->", "<!-- end of the table -->"
 
 LICENCES = {
+    "AuraFlow": "Apache-2.0",
+    "Chroma": "Apache-2.0",
     "SD": "CreativeML Open RAIL-M (1.x), Open RAIL++-M (2.x)",
     "SDXL": "CreativeML Open RAIL++-M",
     "SDXLRefiner": "CreativeML Open RAIL++-M",

@@ -212,7 +212,59 @@ def deepfloyd_parts(folder: pathlib.Path, stage: int = 1) -> dict[str, Any]:
     return {**parts, "image_noising_scheduler": diffusers.DDPMScheduler(**schedule)} if stage == 2 else parts
 
 
+def chroma_parts(folder: pathlib.Path) -> dict[str, Any]:
+    """Chroma: Flux's blocks, modulated by a small network of their own."""
+    words, diffusers = write_t5_tokenizer(folder / "tokenizer"), library("diffusers")
+    transformer = diffusers.ChromaTransformer2DModel(
+        patch_size=1,
+        in_channels=64,
+        num_layers=1,
+        num_single_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        axes_dims_rope=(4, 6, 6),
+        approximator_num_channels=16,
+        approximator_hidden_dim=32,
+        approximator_layers=1,
+    )
+    return {
+        "vae": autoencoder(0.3611, 16, shift_factor=0.1159, use_quant_conv=False, use_post_quant_conv=False),
+        "text_encoder": t5_encoder(words, 32),
+        "tokenizer": words,
+        "transformer": transformer,
+        "scheduler": diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+    }
+
+
+def auraflow_parts(folder: pathlib.Path) -> dict[str, Any]:
+    """AuraFlow: one joint block, then a single one, and register tokens."""
+    words, diffusers = write_t5_tokenizer(folder / "tokenizer"), library("diffusers")
+    transformer = diffusers.AuraFlowTransformer2DModel(
+        sample_size=16,
+        patch_size=2,
+        in_channels=4,
+        num_mmdit_layers=1,
+        num_single_dit_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        caption_projection_dim=32,
+        out_channels=4,
+        pos_embed_max_size=256,
+    )
+    return {
+        "vae": autoencoder(0.13025),
+        "text_encoder": t5_encoder(words, 32, "UMT5"),
+        "tokenizer": words,
+        "transformer": transformer,
+        "scheduler": diffusers.FlowMatchEulerDiscreteScheduler(shift=1.73),
+    }
+
+
 PARTS = {
+    "chroma": ("ChromaPipeline", chroma_parts),
+    "auraflow": ("AuraFlowPipeline", auraflow_parts),
     "deepfloyd-1": ("IFPipeline", functools.partial(deepfloyd_parts, stage=1)),
     "deepfloyd-2": ("IFSuperResolutionPipeline", functools.partial(deepfloyd_parts, stage=2)),
     "sd": ("StableDiffusionPipeline", sd_parts),

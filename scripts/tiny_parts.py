@@ -137,10 +137,10 @@ def write_t5_tokenizer(folder: pathlib.Path) -> Any:
     return tokenizer
 
 
-def t5_encoder(tokenizer: Any, width: int = 32) -> Any:
-    """A T5 encoder with two layers, gated as those of version 1.1."""
+def t5_encoder(tokenizer: Any, width: int = 32, kind: str = "T5") -> Any:
+    """A T5 encoder with two layers, gated as those of version 1.1; kind "UMT5" has its own positions in each layer."""
     transformers = library("transformers")
-    config = transformers.T5Config(
+    config = getattr(transformers, f"{kind}Config")(
         vocab_size=len(tokenizer),
         d_model=width,
         d_kv=width // 4,
@@ -151,4 +151,4 @@ def t5_encoder(tokenizer: Any, width: int = 32) -> Any:
         tie_word_embeddings=False,
         initializer_factor=1.0,
     )
-    return transformers.T5EncoderModel(config)
+    return getattr(transformers, f"{kind}EncoderModel")(config)

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from dreamlit.errors import ModelError
-from dreamlit.families import SD, SD3, SDXL, DeepFloydI, DeepFloydII, Family, Flux, SDXLRefiner
+from dreamlit.families import SD, SD3, SDXL, AuraFlow, Chroma, DeepFloydI, DeepFloydII, Family, Flux, SDXLRefiner
 from dreamlit.families.deepfloyd_two import TwoStages
 from dreamlit.families.flux import unpacked
 from tests.tiny import made
@@ -28,6 +28,8 @@ MODELS: dict[str, tuple[type[Family], str, dict[str, Any]]] = {
     "sd3": (SD3, "sd3", {}),
     "sd3_no_t5": (SD3, "sd3", {"t5": False}),
     "sd35": (SD3, "sd3", {"version": "3.5"}),
+    "chroma": (Chroma, "chroma", {}),
+    "auraflow": (AuraFlow, "auraflow", {}),
     "flux_dev": (Flux, "flux", {}),
     "flux_schnell": (Flux, "flux", {"guidance": False}),
 }
@@ -69,13 +71,17 @@ def stock_embeds(pipeline: Any, prompts: list[str], **options: Any) -> list[torc
     plain = {"device": "cpu", "num_images_per_prompt": 1, **options}
     if isinstance(pipeline, diffusers.FluxPipeline):
         return list(pipeline.encode_prompt(prompts, None, **plain)[:2])
+    if isinstance(pipeline, diffusers.ChromaPipeline):
+        embeds = pipeline.encode_prompt(prompts, do_classifier_free_guidance=False, **plain)
+        return [embeds[0], embeds[2]]
     others: dict[str, Any] = {}
     if isinstance(pipeline, diffusers.IFPipeline | diffusers.IFSuperResolutionPipeline):
         return [pipeline.encode_prompt(prompts, do_classifier_free_guidance=False, **plain)[0]]
     if isinstance(pipeline, diffusers.StableDiffusion3Pipeline):
         others = {"prompt_2": None, "prompt_3": None}
     embeds = pipeline.encode_prompt(prompts, **others, do_classifier_free_guidance=False, **plain)
-    return [embeds[0], *([embeds[2]] if len(embeds) == 4 else [])]
+    pooled = len(embeds) == 4 and not isinstance(pipeline, diffusers.AuraFlowPipeline)
+    return [embeds[0], *([embeds[2]] if pooled else [])]
 
 
 def size_options(family: type[Family], height: int, width: int) -> dict[str, Any]:
@@ -96,14 +102,16 @@ def calls_of(pipeline: Any, prompts: list[str], **options: Any) -> list[Any]:
     And what else it is told of each sample, by the names of `Family.encode_prompts` and `conditioned`.
     """
     calls: list[Any] = []
-    flux = isinstance(pipeline, diffusers.FluxPipeline)
+    packs = isinstance(pipeline, diffusers.FluxPipeline | diffusers.ChromaPipeline)
+    scale = 1000 if packs or isinstance(pipeline, diffusers.AuraFlowPipeline) else 1
 
     def record(module: Any, inputs: tuple[Any, ...], given: dict[str, Any], output: Any) -> None:
         x_t = inputs[0] if inputs else given.get("hidden_states", given.get("sample"))
         t = given["timestep"] if "timestep" in given else inputs[1]
-        if flux:
+        t = t * scale
+        if packs:
             size = options["height"] // 8, options["width"] // 8
-            calls.append((unpacked(x_t, *size), t * 1000, unpacked(output[0], *size), {}))
+            calls.append((unpacked(x_t, *size), t, unpacked(output[0], *size), {}))
             return
         more, channels = {}, x_t.shape[1]
         if isinstance(pipeline, diffusers.IFSuperResolutionPipeline):

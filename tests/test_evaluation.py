@@ -135,6 +135,15 @@ def test_the_digest_tells_a_split_from_the_same_photos_without_one(ten):
     assert len(digests) == 4
 
 
+def test_an_eval_dataset_of_which_nothing_is_left_is_refused_unless_something_else_is_evaluated(ten, tmp_path):
+    """Otherwise a run would be steered by an evaluation that never takes place."""
+    unseen = photos_in(tmp_path / "unseen", {"u.png": 50})
+    small = dataset(unseen, id="e", dataset_type="eval", resolution=512, max_upscale=1.0)
+    with pytest.raises(DataError, match=r"nothing is left to evaluate.*u\.png .*enlarged.*\[e\]"):
+        split([dataset(ten), small], None)
+    assert len(split([dataset(ten), small], 2)[2]) == 2
+
+
 @pytest.mark.parametrize("value", [0, -1, 0.0, 1.0, 1.5, True, math.nan])
 def test_a_wrong_number_to_hold_out_says_what_is_allowed(ten, value):
     with pytest.raises(ConfigError, match=r"data.hold_out is .*number of images from 1.*share between 0 and 1"):
@@ -342,7 +351,7 @@ def test_a_grid_of_other_levels_is_told_although_it_has_as_many_cells(evaluated,
     config, root = evaluated
     again = pathlib.Path(shutil.copytree(root, tmp_path / "run"))
     changes = {"trainer.default_root_dir": str(again), "trainer.max_steps": 8}
-    with pytest.warns(UserWarning, match=r"from step 8 on other .* noise levels .* the losses do not compare"):
+    with pytest.warns(UserWarning, match=r"from step 6 on other .* noise levels .* the losses do not compare"):
         fit(merged(config, {**changes, "data.eval_timesteps": 4, "data.eval_seeds": 1}), "--ckpt_path", "last")
     assert [row["raw"]["cells"] for row in rows_of(again)] == [8] * 5
 

@@ -18,7 +18,7 @@ from dreamlit.types import Batch, Role
 from tests.family_cases import FRAME, MODELS, loaded, predicted, state, stock
 from tests.runs import base_config, checkpoint, fit, merged, regularisation, write_masks, write_photos
 
-RUNS = ("sd1", "sdxl", "refiner", "if1", "if2", "sd35", "flux_dev", "flux_schnell")
+RUNS = ("sd1", "sdxl", "refiner", "if1", "if2", "sd35", "flux_dev", "flux_schnell", "chroma", "auraflow")
 ADAPTERS: dict[str, dict[str, Any]] = {
     "LoRA": {"rank": 4, "dropout": 0.1},
     "LyCORIS": {"algo": "lokr", "rank": 4, "factor": 4, "preset": "attn-mlp"},
@@ -87,19 +87,19 @@ def test_four_steps_with_everything_on(tmp_path, family_folders, parts, recwarn,
 # gradients ------------------------------------------------------------------------------------------------------------
 
 
-def shaken(adapter: Adapter) -> Adapter:
+def shaken(adapter: Adapter, by: float = 0.05) -> Adapter:
     """With weights like those of a trained one: at its start half of a LoRA gets no gradient."""
     random = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for value in adapter.parameters().values():
-            value.add_(0.05 * torch.randn(value.shape, generator=random))
+            value.add_(by * torch.randn(value.shape, generator=random))
     return adapter
 
 
-def attached(kind, folder, make) -> tuple[Any, Adapter]:
+def attached(kind, folder, make, **strength: float) -> tuple[Any, Adapter]:
     family, adapter = loaded(kind(str(folder))), make()
     adapter.attach(family.denoiser, 0)
-    return family, shaken(adapter)
+    return family, shaken(adapter, **strength)
 
 
 MAKES = {
@@ -133,7 +133,7 @@ def test_a_step_of_the_objective_reaches_every_tensor_of_the_adapter(family_fold
 @pytest.mark.parametrize("name", RUNS)
 def test_diffusers_own_loader_makes_the_same_model_of_the_file(tmp_path, family_folders, name):
     kind, folder = MODELS[name][0], family_folders(name)
-    family, adapter = attached(kind, folder, functools.partial(LoRA, 4, alpha=2))
+    family, adapter = attached(kind, folder, functools.partial(LoRA, 4, alpha=2), by=0.5)
     path = export(adapter, tmp_path / "a.safetensors", family=family, format="diffusers")
     pipeline = stock(folder)
     plain = getattr(pipeline, family.denoiser_name)
@@ -144,7 +144,7 @@ def test_diffusers_own_loader_makes_the_same_model_of_the_file(tmp_path, family_
         pipeline.load_lora_weights(str(tmp_path), weight_name=path.name)
         again = predicted(other)
     torch.testing.assert_close(again, live, atol=1e-5, rtol=1e-5)
-    assert (live - base).abs().max() > 1e-3
+    assert (live - base).abs().max() > 1e-4
 
 
 @pytest.mark.parametrize("make", MAKES)

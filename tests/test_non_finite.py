@@ -14,7 +14,7 @@ from dreamlit.adapters import LoRA
 from dreamlit.errors import ConfigError
 from dreamlit.families import SDXL
 from dreamlit.module import DreamBooth
-from dreamlit.non_finite import NonFinite, NonFiniteError, holds_non_finite, judged_gradients, known_first
+from dreamlit.non_finite import NonFinite, NonFiniteError, holds_non_finite, judged_gradients, known_first, ways_out
 from recorder import rows
 from runs import assert_same_state, base_config, checkpoint, fit, merged, run, write_photos
 from test_distributed import TWO_PROCESSES, finish, start
@@ -241,6 +241,18 @@ def test_of_many_samples_the_first_are_named_and_the_rest_counted():
     with pytest.raises(NonFiniteError, match="and 10 more") as caught:
         watch.skip(trainer, module)
     assert str(caught.value).count("b/") == 20 and "of dataset 'a'" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("step-000002.ckpt", "--ckpt_path last"), ("best.ckpt", "--ckpt_path best"), (None, "No checkpoint was written")],
+)
+def test_the_way_on_is_a_checkpoint_that_is_there(tmp_path, name, said):
+    """An evaluation before the first step leaves a best checkpoint, and no other."""
+    (tmp_path / "checkpoints").mkdir()
+    if name:
+        (tmp_path / "checkpoints" / name).touch()
+    assert said in ways_out(str(tmp_path)) and ways_out(str(tmp_path)).count("--ckpt_path") == bool(name)
 
 
 def test_a_step_left_out_is_told_to_subscribers():

@@ -56,6 +56,10 @@ _TRANSFORMERS = (
     "JointTransformerBlock",
     "FluxTransformerBlock",
     "FluxSingleTransformerBlock",
+    "ChromaTransformerBlock",
+    "ChromaSingleTransformerBlock",
+    "AuraFlowJointTransformerBlock",
+    "AuraFlowSingleTransformerBlock",
 )
 _RESNETS = ("ResnetBlock2D", "Downsample2D", "Upsample2D")
 _ENDS = ("conv_in", "conv_out", "time_embedding.linear_1", "time_embedding.linear_2")

@@ -1,6 +1,8 @@
 """Model families: one pretrained model behind a few verbs. Importing this loads neither torch nor diffusers."""
 
+from dreamlit.families.auraflow import AuraFlow
 from dreamlit.families.base import Family
+from dreamlit.families.chroma import Chroma
 from dreamlit.families.deepfloyd import DeepFloydI
 from dreamlit.families.deepfloyd_two import DeepFloydII
 from dreamlit.families.flux import Flux
@@ -9,4 +11,15 @@ from dreamlit.families.sd3 import SD3
 from dreamlit.families.sdxl import SDXL
 from dreamlit.families.sdxl_refiner import SDXLRefiner
 
-__all__ = ["SD", "SD3", "SDXL", "DeepFloydI", "DeepFloydII", "Family", "Flux", "SDXLRefiner"]
+__all__ = [
+    "SD",
+    "SD3",
+    "SDXL",
+    "AuraFlow",
+    "Chroma",
+    "DeepFloydI",
+    "DeepFloydII",
+    "Family",
+    "Flux",
+    "SDXLRefiner",
+]

@@ -78,3 +78,10 @@ class FlowTransformer(Family):
         encoder, tokenizer = self.t5_names
         ids, _ = text.tokens(self.part(tokenizer), prompts, self._told, self.t5_tokens)
         return text.run(self.part(encoder), ids)[0]
+
+    def masked_t5(self, prompts: list[str]) -> tuple[Tensor, Tensor]:
+        """[B, t5_tokens, D] where padding is not read, and the mask [B, t5_tokens]: 1 for text, 0 for padding."""
+        encoder, tokenizer = self.t5_names
+        ids, mask = text.tokens(self.part(tokenizer), prompts, self._told, self.t5_tokens)
+        encoder = self.part(encoder)
+        return text.run(encoder, ids, attention_mask=mask.to(encoder.device))[0], mask
