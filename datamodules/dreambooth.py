@@ -14,10 +14,11 @@ from dreamlit.datamodules.cache import Caches, fill_latents, fill_masks, fill_te
 from dreamlit.datamodules.config import DatasetSpecs, check_folders
 from dreamlit.datamodules.held_out import check_hold_out
 from dreamlit.datamodules.loader import EvalDataset, PlanDataset, PlanLoader, collate
-from dreamlit.datamodules.manifest import build_manifest
+from dreamlit.datamodules.manifest import build_manifest, leak
 from dreamlit.datamodules.plan import Plan, Stream, slice_size
 from dreamlit.datamodules.samples import Manifest, refuse_dataset_folders
 from dreamlit.errors import CombinationError, DataError
+from dreamlit.events import warn
 from dreamlit.types import Encoders, Role
 
 
@@ -160,6 +161,9 @@ class DreamBoothData(LightningDataModule):
         self._caches = self.caches(encoders, manifest)
         self._module.run_facts["manifest_digest"] = manifest.digest()
         self._module.regularised = any(sample.role == Role.REGULARISATION for sample in manifest.samples)
+        known = leak(manifest.samples, manifest.eval_samples) if stage == "fit" else None
+        if known and self.trainer is not None and self.trainer.is_global_zero:
+            warn(known)  # such a run would be steered by photos that it learns by heart
         if stage in ("validate", "test") and not manifest.eval_samples:
             raise DataError(
                 "there is no image to evaluate; set data.hold_out, or add a dataset with dataset_type: eval whose "

@@ -102,7 +102,7 @@ class _Builder:
             self.findings.raise_faults()
             evaluated += held
         self._require_evaluated(evaluated)
-        self._warn_of_leaks(trained, evaluated)
+        self.findings.warnings += filter(None, [leak(trained, evaluated)])
         ignored = [(key, name, why) for key, source in self.sources.items() for name, why in source.ignored]
         found = self.findings
         return Manifest(trained, evaluated, found.filtered, ignored, found.warnings, self.specs, self.download_dir)
@@ -218,10 +218,11 @@ class _Builder:
             if shared and len(names) > 1:
                 self.findings.warn(spec.id, f"{' and '.join(names)} share one {shared}, as their stem is the same")
 
-    def _warn_of_leaks(self, trained: list[Sample], evaluated: list[Sample]) -> None:
-        contents = {sample.content for sample in trained}
-        leaked = [sample.id for sample in evaluated if sample.content in contents]
-        if leaked:
-            self.findings.warnings.append(
-                f"{len(leaked)} eval images are also trained on, so that their loss says nothing new: {some(leaked)}"
-            )
+
+def leak(trained: Sequence[Sample], evaluated: Sequence[Sample]) -> str | None:
+    """What to tell where images that are evaluated are trained on, too."""
+    contents = {sample.content for sample in trained}
+    leaked = [sample.id for sample in evaluated if sample.content in contents]
+    if not leaked:
+        return None
+    return f"{len(leaked)} eval images are also trained on, so that their loss says nothing new: {some(leaked)}"

@@ -459,6 +459,14 @@ def test_plan_names_what_is_held_out(evaluated, capsys):
     assert "held out" in said.splitlines()[1] + said.splitlines()[2]
 
 
+def test_a_run_says_that_it_evaluates_what_it_trains_on(tmp_path, tiny_sd_model, photos):
+    config = configured(tmp_path / "run", tiny_sd_model, photos, {"every_n_steps": 1}, **{"data.hold_out": None})
+    (entry,) = config["data"]["datasets"]
+    config["data"]["datasets"].append({**entry, "id": "seen", "dataset_type": "eval"})
+    with pytest.warns(UserWarning, match="5 eval images are also trained on.*seen/p0.png"):
+        fit(merged(config, {"trainer.max_steps": 1}))
+
+
 def test_a_file_that_cannot_be_written_never_ends_the_run(tmp_path, tiny_sd_model, photos):
     (tmp_path / "run" / "evaluation.jsonl").mkdir(parents=True)
     (tmp_path / "run" / "evaluation.jsonl" / "x").touch()

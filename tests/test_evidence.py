@@ -179,7 +179,7 @@ def test_the_report_tells_what_the_results_say(tmp_path, capsys):
     text = (tmp_path / "docs" / "README.md").read_text()
     assert "75% of the way from the base's subject fidelity (0.600)" in text
     assert "PRES from 0.700 to 0.550 (-21%; base 0.500, 75% of its rise), leak from" in text
-    assert "for 1.3% of subject fidelity" in text
+    assert "and subject fidelity by -1.3%" in text
     assert "| lokr-no-masks | lokr | +0.000 ± 0.000 | +0.000 ± 0.000 | **-0.250 ± 0.000** | +0.000 ± 0.000 |" in text
     assert "Masks (five places) change the share of right backgrounds by **+0.250 ± 0.000**" in text
     assert "on the wall, where no place is asked, by +0.000 ± 0.000" in text

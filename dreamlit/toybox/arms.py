@@ -155,6 +155,9 @@ class Trial:
 
     def name(self, base: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
         """Readable, and a hash of everything that decides the result: another setting is another trial."""
-        text = json.dumps([self.config(base, pathlib.Path("work")), facts], sort_keys=True, default=str)
+        config = self.config(base, pathlib.Path("work"))
+        # Where the package lies does not; `facts` has a hash of the weights.
+        config["model"]["family"]["init_args"] = {**config["model"]["family"]["init_args"], "path": "model"}
+        text = json.dumps([config, facts], sort_keys=True, default=str)
         digest = hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
         return f"{self.arm.name}-{self.subject}-{self.seed}-{self.steps}-{digest}"

@@ -144,7 +144,9 @@ def main(arguments: list[str] | None = None) -> None:
         if REFERENCE not in names:
             parser.error(f"--equal-time needs the arm {REFERENCE}")
         timed = run_all(equal_time(trials, results, 4 * options.steps), work, options.jobs)
-    command = "python -m dreamlit.toybox.evidence " + " ".join(sys.argv[1:] if arguments is None else arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    words = [pathlib.Path(word).name if pathlib.Path(word).is_absolute() else word for word in given]
+    command = "python -m dreamlit.toybox.evidence " + " ".join(words)
     write_report(results, timed, options.output or work / "report", work, command)
 
 

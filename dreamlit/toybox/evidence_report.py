@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import pathlib
@@ -133,7 +134,7 @@ def claims(results: Sequence[dict[str, Any]]) -> list[str]:
             f"the background is right in {mean('lokr', 'background'):.0%}."
         )
     if {"base", "lokr", "lokr-no-prior"} <= grouped.keys():
-        lost = 1 - mean("lokr", "subject_fidelity") / mean("lokr-no-prior", "subject_fidelity")
+        gain = mean("lokr", "subject_fidelity") / mean("lokr-no-prior", "subject_fidelity") - 1
         changes = []
         for score, name in (("pres", "PRES"), ("leak", "leak")):
             base, without, with_ = (mean(arm, score) for arm in ("base", "lokr-no-prior", "lokr"))
@@ -141,7 +142,7 @@ def claims(results: Sequence[dict[str, Any]]) -> list[str]:
             changes.append(
                 f"{name} from {without:.3f} to {with_:.3f} ({with_ / without - 1:+.0%}; base {base:.3f}{risen})"
             )
-        lines.append(f"The teacher prior changes {', '.join(changes)}, for {lost:.1%} of subject fidelity.")
+        lines.append(f"The teacher prior changes {', '.join(changes)}, and subject fidelity by {gain:+.1%}.")
     if {"lokr", "lokr-short-prompt"} <= grouped.keys():
         gains = [told(*paired(results, "lokr", "lokr-short-prompt", s)) for s in ("subject_fidelity", "background")]
         lines.append(
@@ -163,14 +164,16 @@ def draw_plot(results: Sequence[dict[str, Any]], path: pathlib.Path) -> None:
 
     figure = Figure(figsize=(11, 4.6), layout="constrained")
     for axes, score in zip(figure.subplots(1, 2), ("pres", "background"), strict=True):
+        markers = itertools.cycle("os^vD")  # there are more arms than colours
         for arm, some in by_arm(results).items():
             x, dx = interval([result["scores"][score] for result in some])
             y, dy = interval([result["scores"]["subject_fidelity"] for result in some])
-            axes.errorbar(x, y, xerr=dx, yerr=dy, fmt="o", capsize=2, lw=0.8)
-            axes.annotate(arm, (x, y), textcoords="offset points", xytext=(5, 4), fontsize=8)
+            axes.errorbar(x, y, xerr=dx, yerr=dy, fmt=next(markers), capsize=2, lw=0.8, label=arm)
         axes.set_xlabel({"pres": "PRES (lower is better)", "background": "background right"}[score])
         axes.set_ylabel("subject fidelity")
         axes.grid(alpha=0.3)
+    handles, arms = axes.get_legend_handles_labels()
+    figure.legend(handles, arms, loc="outside right upper", fontsize=8)
     figure.savefig(path, dpi=110)
 
 
