@@ -146,6 +146,7 @@ class EMA(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._seen_step, self._in_snapshot = trainer.global_step, self.updates
+        self._moved = trainer.global_step % self.every != 0  # steps before a resume count as taken
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -154,7 +155,9 @@ class EMA(Callback):
         if step == self._seen_step:
             return  # inside an accumulation window
         self._seen_step = step
-        if step % self.every == 0 and not getattr(pl_module, "step_skipped", False):
+        self._moved = self._moved or not getattr(pl_module, "step_skipped", False)
+        if step % self.every == 0 and self._moved:
+            self._moved = False
             self._update(pl_module)
             if self.snapshots_every and step % self.snapshots_every == 0:
                 self._write_snapshots(trainer)

@@ -199,7 +199,7 @@ class StableEvaluation(Callback):
             return
         self._last_step = trainer.global_step
         if trainer.is_global_zero:
-            bands = self.bands, pl_module.process.num_timesteps
+            bands = self.bands, pl_module.process.borders
             line = {"step": self._last_step, **{NAMES[key]: told(one, *bands) for key, one in measured.items()}}
             self._attempt(trainer, "its line in evaluation.jsonl", self._record, line)
 
@@ -208,7 +208,7 @@ class StableEvaluation(Callback):
 
     def _log_bands(self, metric: str, measured: dict[str, Measured], module: Any) -> None:
         for key, one in measured.items() if self.bands else ():
-            for name, value in one.bands(self.bands, module.process.num_timesteps).items():
+            for name, value in one.bands(self.bands, module.process.borders).items():
                 module.log(f"{metric}{key}/{name}", value, rank_zero_only=True)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

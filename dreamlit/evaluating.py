@@ -50,9 +50,13 @@ class Measured:
         """The mean loss over all cells; NaN without a cell."""
         return mean(cell.loss for cell in self.cells)
 
-    def bands(self, count: int, num_timesteps: int) -> dict[str, float]:
-        """The mean loss in each of `count` equal bands of the timesteps that has a cell: `0-250` is t from 0 to 249."""
-        edges = [round(k * num_timesteps / count) for k in range(count + 1)]
+    def bands(self, count: int, borders: tuple[float, float]) -> dict[str, float]:
+        """The mean loss in each of `count` equal bands of the timesteps that has a cell: `0-250` is t from 0 to 249.
+
+        borders: where the timesteps begin and end (`Process.borders`).
+        """
+        first, end = borders
+        edges = [round(first + k * (end - first) / count) for k in range(count + 1)]
         names = [f"{low}-{high}" for low, high in itertools.pairwise(edges)]
 
         def band(cell: Cell) -> int:
@@ -117,9 +121,9 @@ def cells_of(keys: list[str], t: Tensor, weight: Tensor, losses: Tensor) -> list
     return [Cell(key, at, loss) for key, at, loss, counts in zip(*columns, strict=True) if counts > 0]
 
 
-def told(measured: Measured, bands: int, num_timesteps: int) -> dict[str, Any]:
+def told(measured: Measured, bands: int, borders: tuple[float, float]) -> dict[str, Any]:
     """One pass as the file has it; a loss that is not finite is null."""
-    parts = {"bands": measured.bands(bands, num_timesteps) if bands else {}, "images": measured.images()}
+    parts = {"bands": measured.bands(bands, borders) if bands else {}, "images": measured.images()}
     finite = {name: {key: number(value) for key, value in part.items()} for name, part in parts.items()}
     return {"loss": number(measured.mean), "cells": len(measured.cells), "levels": measured.levels, **finite}
 

@@ -30,6 +30,11 @@ class Process(ABC):
         """The process of latents of this shape [..., h, w], where its schedule depends on that."""
         return self
 
+    @property
+    def borders(self) -> tuple[float, float]:
+        """The timesteps between which the model is made to work: the first one, and where they end."""
+        return 0, self.num_timesteps
+
     @abstractmethod
     def timestep(self, u: float) -> int | float:
         """The timestep at the share `u` in [0, 1) of the schedule: uniform `u` is spread as a sampler's steps are."""
@@ -122,8 +127,13 @@ class Diffusion(Process):
         return Diffusion(self.alphas_cumprod, self.prediction_type, (first, last))
 
     @property
+    def borders(self) -> tuple[int, int]:
+        first, last = (round(share * self.num_timesteps) for share in self.span)
+        return first, last
+
+    @property
     def last_position(self) -> int:
-        return round(self.span[1] * self.num_timesteps) - 1
+        return self.borders[1] - 1
 
     def __repr__(self) -> str:
         end = " zero-terminal" if self.alphas_cumprod[-1] == 0 else ""
@@ -132,8 +142,8 @@ class Diffusion(Process):
     def timestep(self, u: float) -> int:
         if not 0 <= u < 1:
             raise ValueError(f"u is {u}: it must be in [0, 1)")
-        first, count = round(self.span[0] * self.num_timesteps), self.last_position + 1
-        return min(first + int(u * (count - first)), count - 1)  # u just below 1 can round up to T
+        first, end = self.borders
+        return min(first + int(u * (end - first)), end - 1)  # u just below 1 can round up to T
 
     def alpha_sigma(self, t: Tensor, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
         alpha, sigma = self._look_up("alpha", t, dtype), self._look_up("sigma", t, dtype)

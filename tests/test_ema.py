@@ -569,3 +569,14 @@ def test_a_trial_leaves_no_snapshot_behind(tmp_path, tiny_sd_model, photos):
     ema = {"sigma_rel": 0.1, "snapshots_every_n_steps": 1}
     fit(configured(tmp_path / "run", tiny_sd_model, photos, ema, **{"trainer.fast_dev_run": 2}))
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_step_left_out_does_not_take_the_others_of_its_window_with_it():
+    """Of two steps between updates the second is left out: the average follows the first."""
+    toy, ema = Toy(), EMA(decay=0.5, update_every_n_steps=2)
+    ema._place(toy)
+    ema.on_train_start(toy.trainer, toy)
+    for skipped, updates in ((False, 0), (True, 1), (True, 1), (True, 1), (True, 1), (False, 2)):
+        toy.step_skipped = skipped
+        toy.step(ema)
+        assert ema.updates == updates

@@ -162,7 +162,7 @@ def test_bands_and_images_are_means_of_their_cells():
     random.shuffle(cells)  # pyright: ignore[reportArgumentType]
     measured = Measured(tuple(cells))
     assert measured.mean == pytest.approx(np.mean(list(loss.values())))
-    bands = measured.bands(4, 1000)
+    bands = measured.bands(4, (0, 1000))
     assert list(bands) == ["0-250", "250-500", "500-750", "750-1000"]
     for number, value in enumerate(bands.values()):
         assert value == pytest.approx(np.mean([v for (i, _, _), v in loss.items() if i // 2 == number]))
@@ -171,7 +171,10 @@ def test_bands_and_images_are_means_of_their_cells():
         f"d/{name}": pytest.approx(np.mean([v for (_, _, of), v in loss.items() if of == name]))
         for name in ("a@1", "b")
     }
-    assert list(Measured((Cell("d/a@0.0", 999, 1.0),)).bands(3, 1000)) == ["667-1000"]  # a band without a cell is no 0
+    alone = Measured((Cell("d/a@0.0", 999, 1.0),))
+    assert list(alone.bands(3, (0, 1000))) == ["667-1000"]  # a band without a cell is no 0
+    refined = Measured((Cell("d/a@0.0", 49, 1.0), Cell("d/a@1.0", 199, 3.0)))
+    assert refined.bands(4, (0, 200)) == {"0-50": 1.0, "150-200": 3.0}  # a model of a part of the schedule
 
 
 def test_a_sample_that_does_not_count_is_left_out_and_the_order_does_not_matter():

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from dreamlit.errors import Faults, ModelError, nearest
 from dreamlit.families import checks, fingerprints, loading, vae
+from dreamlit.families.drawing import Drawing
 from dreamlit.families.files import ModelFiles, read_json
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 
-class Family(ABC):
+class Family(Drawing, ABC):
     """One pretrained model behind few verbs. The constructor remembers, `load` loads; subclassing is registering.
 
     Its parts are "vae", "text_encoders" and "denoiser". All of them are frozen.
@@ -30,14 +31,10 @@ class Family(ABC):
     latent_channels: ClassVar[int] = 4
     patch: ClassVar[int] = 1
     """Latent cells along a side of one token of the denoiser; images must have whole tokens."""
-    guided: ClassVar[bool] = True
-    """Whether images are drawn with classifier-free guidance: two forwards a step, and a negative prompt."""
     noise: ClassVar[str] = ""
     """The process in a few words, for people."""
     tiny_autoencoder: ClassVar[str] = ""
     """Hub id of an AutoencoderTiny that fits, for people; see `tiny_vae`."""
-    usual_guidance: ClassVar[float] = 7.5
-    """Guidance of images where none is asked for."""
     export_prefix: ClassVar[str] = "lora_unet"
     pipeline_prefix: ClassVar[str] = "unet"
     pipeline_class: ClassVar[str] = ""
@@ -282,40 +279,15 @@ class Family(ABC):
         """A diffusers pipeline of this family's parts; what is missing is loaded.
 
         With `denoiser` (for example the adapted one) the pipeline uses it where it is, and the other parts follow to
-        its device; else everything is on the CPU. The autoencoder decodes in float32 whatever the precision.
+        its device; else everything is on the CPU. The autoencoder works in float32 whatever the precision.
         """
-        import diffusers
+        from dreamlit.families import assembly
 
-        device = "cpu" if denoiser is None else next(denoiser.parameters()).device
-        self.load("vae", "text_encoders", *(() if denoiser is not None else ("denoiser",)), device=device)
-        parts: dict[str, Any] = {name: None for pair in self.text_encoder_names for name in pair}
-        parts |= {name: self.part(name) for pair in self.text_parts() for name in pair}
-        parts[self.denoiser_name] = self.denoiser if denoiser is None else denoiser
-        parts |= {name: vae.working_in_float32(self.part(name)) for name in self.components("vae")}
-        parts["scheduler"] = self.scheduler()
-        pipeline = getattr(diffusers, self.pipeline_class)(**parts, **self.pipeline_options())
-        pipeline.set_progress_bar_config(disable=True)
-        return pipeline
+        return assembly.pipeline(self, denoiser)
 
     def pipeline_options(self) -> dict[str, Any]:
         """More arguments of the pipeline's constructor."""
         return {}
-
-    @property
-    def draws_from_photos(self) -> bool:
-        """Whether images are made of photos, not of prompts alone."""
-        return False
-
-    drawn_with: ClassVar[str] = ""
-    """The option by which a model that draws from photos can draw from prompts."""
-
-    def call_options(self) -> dict[str, Any]:
-        """Arguments of every call of the pipeline that are this family's own; they are part of a recipe."""
-        return {}
-
-    def step_faults(self, steps: int) -> list[str]:
-        """Why images cannot be drawn in so many sampler steps."""
-        return []
 
     def scheduler(self) -> Any:
         """The sampler that the model comes with."""

@@ -1,0 +1,29 @@
+"""What there is to say of the images that a family draws."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+
+class Drawing:
+    """Guidance, steps and further arguments of a family's pipeline."""
+
+    guided: ClassVar[bool] = True
+    """Whether images are drawn with classifier-free guidance: two forwards a step, and a negative prompt."""
+    usual_guidance: ClassVar[float] = 7.5
+    """Guidance of images where none is asked for."""
+    drawn_with: ClassVar[str] = ""
+    """The option by which a model that draws from photos can draw from prompts."""
+
+    @property
+    def draws_from_photos(self) -> bool:
+        """Whether images are made of photos, not of prompts alone."""
+        return False
+
+    def call_options(self) -> dict[str, Any]:
+        """Arguments of every call of the pipeline that are this family's own; they are part of a recipe."""
+        return {}
+
+    def step_faults(self, steps: int) -> list[str]:
+        """Why images cannot be drawn in so many sampler steps."""
+        return []
