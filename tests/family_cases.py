@@ -35,6 +35,8 @@ MODELS: dict[str, tuple[type[Family], str, dict[str, Any]]] = {
 }
 """Name of the test's model -> its family, and how `scripts/make_tiny_models.py` makes it."""
 UNETS = ("sd1", "sd2", "sdxl")
+ONE_EACH = tuple({kind: name for name, (kind, _, _) in reversed(MODELS.items())}.values())
+"""The first model of each family."""
 LONG = "a photo of sks dog " * 30
 PROMPTS = ["a photo of sks dog on the beach", "", "dog", LONG]
 FRAME = (100, 140, 3, 7, 64, 96)

@@ -337,7 +337,7 @@ def test_lycoris_presets_take_the_layers_that_lycoris_itself_takes(name, through
     from lycoris.config import PRESET
     from lycoris.wrapper import LycorisNetwork
 
-    from dreamlit.adapters.lycoris_options import _PRESET_TABLE
+    from dreamlit.adapters.lycoris_options import _PRESET_TABLE, BEYOND
 
     mapping = dict(_PRESET_TABLE[name])
     reference = {"enable_conv": mapping.get("enable_conv", True), "target_module": list(mapping["target_module"])}
@@ -357,8 +357,7 @@ def test_lycoris_presets_take_the_layers_that_lycoris_itself_takes(name, through
     ours = {"lycoris_" + layer.name.replace(".", "_") for layer, _ in adapter.plan(unet())}
     assert ours == theirs
     if name in ("attn-mlp", "full"):
-        known = {*PRESET[name]["unet_target_module"], "FluxTransformerBlock", "FluxSingleTransformerBlock"}
-        assert set(mapping["target_module"]) <= known
+        assert set(mapping["target_module"]) <= {*PRESET[name]["unet_target_module"], *BEYOND}
 
 
 def test_a_per_module_map_changes_only_the_modules_it_names():

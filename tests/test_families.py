@@ -17,6 +17,7 @@ from dreamlit.families.checks import concrete_families
 from tests.family_cases import (
     FRAME,
     MODELS,
+    ONE_EACH,
     PROMPTS,
     calls_of,
     complaint,
@@ -35,7 +36,10 @@ from tests.tiny import tiny_sdxl
 pytestmark = [pytest.mark.filterwarnings("ignore:caption"), pytest.mark.usefixtures("own_memo")]
 
 
-@pytest.fixture(params=MODELS)
+EVERY_MODEL = pytest.mark.parametrize("folder", MODELS, indirect=True)
+
+
+@pytest.fixture(params=ONE_EACH)
 def folder(request: pytest.FixtureRequest, family_folders: Any) -> pathlib.Path:
     return family_folders(request.param)
 
@@ -83,6 +87,7 @@ def test_an_unknown_part_is_named(family: Family):
         family.load("text_encoder")
 
 
+@EVERY_MODEL
 def test_prompts_are_encoded_as_the_pipeline_does(family: Family, folder: pathlib.Path):
     ours = list(family.encode_prompts(PROMPTS).values())
     for mine, theirs in zip(ours, stock_embeds(stock(folder), PROMPTS), strict=True):
@@ -109,6 +114,7 @@ def test_no_prompt_is_an_error(family: Family):
         family.encode_prompts([])
 
 
+@EVERY_MODEL
 @pytest.mark.parametrize(("height", "width"), [(64, 96), (96, 64)])
 def test_predict_is_the_pipelines_own_call(family: Family, folder: pathlib.Path, height: int, width: int):
     prompts = ["a photo of sks dog on the beach", "dog"]
@@ -188,6 +194,7 @@ def test_gradient_checkpointing_recomputes_and_changes_nothing(folder: pathlib.P
     torch.testing.assert_close(again, plain, atol=1e-6, rtol=1e-4)
 
 
+@EVERY_MODEL
 def test_the_pipeline_paints_what_the_stock_pipeline_paints(folder: pathlib.Path, kind: type[Family]):
     torch.testing.assert_close(image(kind(str(folder)).pipeline()), image(stock(folder)), atol=1e-5, rtol=1e-5)
 

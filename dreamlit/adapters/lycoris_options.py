@@ -50,17 +50,17 @@ PRESET_KEYS = (
 )
 MAP_ALIASES = {"dim": "rank", "linear_dim": "rank", "linear_alpha": "alpha", "conv_dim": "conv_rank"}
 
-_TRANSFORMERS = (
-    "Attention",
-    "Transformer2DModel",
-    "JointTransformerBlock",
+BEYOND = (
     "FluxTransformerBlock",
     "FluxSingleTransformerBlock",
     "ChromaTransformerBlock",
     "ChromaSingleTransformerBlock",
     "AuraFlowJointTransformerBlock",
     "AuraFlowSingleTransformerBlock",
+    "Attention",
 )
+"""Blocks that the library's presets do not name; the last for DeepFloyd, whose attention is in no transformer."""
+_TRANSFORMERS = ("Transformer2DModel", "JointTransformerBlock", *BEYOND)
 _RESNETS = ("ResnetBlock2D", "Downsample2D", "Upsample2D")
 _ENDS = ("conv_in", "conv_out", "time_embedding.linear_1", "time_embedding.linear_2")
 _PRESET_TABLE: dict[str, dict[str, Any]] = {
