@@ -75,6 +75,7 @@ class EMA(Callback):
         self._on_the_way: Any = None  # the event after which they are there
         self._raw: dict[str, Tensor] | None = None  # the weights, while the average is in their place
         self._seen_step = self._in_snapshot = 0  # optimizer steps; updates
+        self._moved = False  # a step of the window being gathered was taken
 
     # checks -------------------------------------------------------------------------------------------------------
 

@@ -104,6 +104,7 @@ def test_the_decay_of_rare_updates_is_that_of_as_many_steps():
     for every in (1, 4):
         ema, toy = EMA(decay=0.08, update_every_n_steps=every), Toy()  # below the ramp at every update
         ema.on_fit_start(toy.trainer, toy)
+        ema.on_train_start(toy.trainer, toy)
         toy.weights["a"].data += 1
         for toy.trainer.global_step in range(1, 9):
             ema.on_train_batch_end(toy.trainer, toy, None, None, 0)
