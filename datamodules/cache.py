@@ -190,7 +190,7 @@ def fill_latents(
 
     def encode(photos: list[Tensor]) -> list[bytes | None]:
         pixels = torch.stack(photos)
-        with torch.inference_mode():
+        with torch.no_grad():
             latents = encoders.encode_pixels(pixels.to(device))
         _check_latents(latents, pixels, caches)
         return [pack({"latent": latent.to(DTYPES[caches.dtype])}) for latent in latents]
@@ -292,7 +292,7 @@ def fill_captions(
     jobs = [Job(caches.text_store, caches.text_key(caption), caption, repr(caption)) for caption in captions]
 
     def encode(prompts: list[str]) -> list[bytes | None]:
-        with torch.inference_mode():
+        with torch.no_grad():  # inference mode would be the end of quanto's packed layers
             conditioning = encoders.encode_prompts(prompts)
         return [pack(entry) for entry in split_conditioning(conditioning, prompts)]
 

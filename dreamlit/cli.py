@@ -20,6 +20,7 @@ COMMANDS = {
     "export": "Adapter files from a checkpoint; --check proves that they load.",
     "inspect": "Format, algorithm, rank, alpha and matched modules of an adapter file.",
     "cache": "Verify or clean a cache folder: cache verify DIR, cache gc DIR.",
+    "precisions": "Which precisions of a frozen model work on this machine, tried, with bytes per weight.",
     "watch": "Show a run in the browser while it goes on, or again afterwards: watch RUN_DIR.",
     "toybox": "Put a small trained model and photos of a subject beside you, for the quickstart.",
 }
@@ -28,6 +29,7 @@ INTERRUPTED = 130
 TOOLS = {
     "inspect": "dreamlit.tools",
     "cache": "dreamlit.tools",
+    "precisions": "dreamlit.precisions",
     "watch": "dreamlit.live.command",
     "toybox": "dreamlit.toybox.command",
 }
@@ -37,7 +39,7 @@ HELP = f"""usage: dreamlit COMMAND --config run.yaml [--model.adapter.rank 8 ...
 Subject-driven fine-tuning of diffusion models. Version {__version__}.
 
 commands:
-{chr(10).join(f"  {name:<9} {text}" for name, text in COMMANDS.items())}
+{chr(10).join(f"  {name:<10} {text}" for name, text in COMMANDS.items())}
 
 dreamlit COMMAND --help lists the options of a command.
 dreamlit fit --config run.yaml --print_config prints the resolved configuration and stops.

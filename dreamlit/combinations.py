@@ -10,7 +10,6 @@ from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from dreamlit import formats
-from dreamlit.adapters import Full
 from dreamlit.datamodules.dreambooth import DreamBoothData
 from dreamlit.datamodules.plan import slice_size
 from dreamlit.errors import CombinationError, Faults, ModelError
@@ -18,6 +17,7 @@ from dreamlit.families import Family
 from dreamlit.families.files import read_json
 from dreamlit.families.loading import component_class
 from dreamlit.module import DreamBooth
+from dreamlit.precision_checks import precision_faults
 from dreamlit.types import Role
 
 SHARDING = ("fsdp", "deepspeed", "modelparallel", "model_parallel")
@@ -38,24 +38,6 @@ def check_combinations(model: DreamBooth, data: DreamBoothData, trainer: pl.Trai
     except CombinationError as error:
         faults.add(str(error))
     faults.raise_if_any()
-
-
-def precision_faults(model: DreamBooth, trainer: pl.Trainer) -> list[str]:
-    faults = []
-    if str(trainer.precision) not in ("32-true", "bf16-mixed", "16-mixed"):
-        faults.append(
-            f"trainer.precision is {trainer.precision!r}, which would make the trained weights {trainer.precision}; "
-            "dreamlit keeps them in float32. Use 32-true, bf16-mixed or 16-mixed, with model.family.dtype for the base"
-        )
-    if model.family.dtype != "float32" and str(trainer.precision) == "32-true":
-        faults.append(
-            f"model.family.dtype is {model.family.dtype!r} with trainer.precision 32-true; use bf16-mixed or 16-mixed"
-        )
-    if isinstance(model.adapter, Full) and model.family.dtype != "float32":
-        faults.append(
-            f"Full trains the model's own weights, so model.family.dtype must be float32, not {model.family.dtype}"
-        )
-    return faults
 
 
 def trainer_faults(trainer: pl.Trainer, training: bool) -> list[str]:

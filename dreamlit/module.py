@@ -24,6 +24,7 @@ from dreamlit.non_finite import NonFinite, judged_gradients, known_first
 from dreamlit.objective import Losses, Objective
 from dreamlit.optimisation import Schedule, apply_options, check_schedule, schedule
 from dreamlit.process import Process
+from dreamlit.quantisation import NO_CHANGE, Precision
 from dreamlit.rollout import Predict, RolloutOptions, rollout, rollout_target
 from dreamlit.seeds import address, reseed
 from dreamlit.step_sums import StepSums
@@ -41,6 +42,12 @@ class DreamBooth(LightningModule):
         lr_scheduler: How the learning rate changes over the run.
         lr_warmup_steps: Optimizer steps in which the learning rate rises from 0; not for `constant`.
         init_from: Adapter file whose weights the run starts from (a new run: steps and optimizer start afresh).
+        base_model_precision: Stores the frozen denoiser's linear layers in few bits: less memory, for adapters only.
+            `dreamlit precisions` tells which levels work on this machine. The rest stays in the family's `dtype`.
+        text_encoder_1_precision: The same for the first text encoder.
+        text_encoder_2_precision: The second one.
+        text_encoder_3_precision: The third one.
+        text_encoder_4_precision: The fourth one.
         max_skipped_steps: Optimizer steps that the run may leave out because their loss or gradient is not finite (NaN
             or infinite): such a step changes nothing, and a warning names its samples. At one more the run stops.
         seed: Set by `seed_everything`.
@@ -55,6 +62,11 @@ class DreamBooth(LightningModule):
         lr_scheduler: Schedule = "constant",
         lr_warmup_steps: int = 0,
         init_from: str | None = None,
+        base_model_precision: Precision = "no_change",
+        text_encoder_1_precision: Precision = "no_change",
+        text_encoder_2_precision: Precision = "no_change",
+        text_encoder_3_precision: Precision = "no_change",
+        text_encoder_4_precision: Precision = "no_change",
         max_skipped_steps: int = 0,
         seed: int = 0,
     ) -> None:
@@ -67,6 +79,12 @@ class DreamBooth(LightningModule):
         self.lr_scheduler: Schedule = lr_scheduler
         self.lr_warmup_steps = lr_warmup_steps
         self.init_from = init_from
+        self.base_model_precision: Precision = base_model_precision
+        self.text_encoder_precisions: tuple[Precision, ...] = (
+            *(text_encoder_1_precision, text_encoder_2_precision),
+            *(text_encoder_3_precision, text_encoder_4_precision),
+        )
+        family.store(base_model_precision, self.text_encoder_precisions)
         self.non_finite = NonFinite(max_skipped_steps)
         self.step_skipped = False
         """Whether the last optimizer step was left out: a callback that follows the weights leaves it out too."""
@@ -97,7 +115,9 @@ class DreamBooth(LightningModule):
         teacher = prior or self.objective.unmasked_target == "base_model"
         # Lightning calls this with the accelerator as torch's default device, where other generators draw.
         with torch.device("cpu"):
-            self.family.load("denoiser")
+            packed = self._trainer is not None and self.base_model_precision != NO_CHANGE
+            # Few bits are packed by the device that will use them.
+            self.family.load("denoiser", device=self.trainer.strategy.root_device if packed else "cpu")
             self.adapter.attach(self.family.denoiser, seed=self.seed, teacher_needed=teacher)
         self.family.prepare_denoiser()
         self.denoiser = self.family.denoiser
@@ -266,6 +286,7 @@ class DreamBooth(LightningModule):
         facts = {
             "base_model": self.family.files.path,
             "base_fingerprint": self.family.fingerprint("denoiser"),
+            "base_model_precision": self.base_model_precision,
             "step": self.global_step,
             "seed": self.seed,
         }

@@ -28,6 +28,7 @@ LOGGERS = {
     "torch.utils._pytree": logging.ERROR,  # torchao registers enums in an old way
     "diffusers.quantizers.torchao.torchao_quantizer": logging.ERROR,
     "bitsandbytes.backends.cpu.ops": logging.ERROR,  # an optional kernel
+    "bitsandbytes.autograd._functions": logging.ERROR,  # int8 rounds its inputs to float16: said at every layer
     "lightning.pytorch.trainer.connectors.checkpoint_connector": logging.WARNING,  # `weights_only` was not set
     "lightning.pytorch.utilities.rank_zero": logging.WARNING,  # advertisements and device lists
 }

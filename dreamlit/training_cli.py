@@ -28,6 +28,7 @@ from dreamlit.errors import ConfigError, nearest
 from dreamlit.layers import config_paths, expand_layers, optimizer_class, read_config
 from dreamlit.logs import LOGGER_HELP, missing_package, run_loggers
 from dreamlit.module import DreamBooth
+from dreamlit.precision_checks import check_levels
 from dreamlit.quiet import quieten
 from dreamlit.suggestions import cause_of, explained, option_names
 from dreamlit.trainer import Trainer
@@ -93,7 +94,12 @@ class DreamlitCLI(LightningCLI):
             datamodule_class=DreamBoothData,
             save_config_callback=SaveResolvedConfig,
             trainer_class=Trainer,
-            trainer_defaults={"default_root_dir": "runs/default", "use_distributed_sampler": False},
+            # Evaluations under inference mode gain nothing here, and quanto's packed layers do not run in it.
+            trainer_defaults={
+                "default_root_dir": "runs/default",
+                "use_distributed_sampler": False,
+                "inference_mode": False,
+            },
             seed_everything_default=0,
             parser_class=Parser,
             auto_configure_optimizers=False,
@@ -218,7 +224,10 @@ class DreamlitCLI(LightningCLI):
         ckpt_path = self._get(self.config_init, "ckpt_path")
         if self.subcommand == "fit" and ckpt_path:
             resume.compare_configs(pathlib.Path(ckpt_path), self.config_dump, self.model.run_facts["allow_changes"])
-        check_model(self.model, build=self.run_command and self.subcommand != "plan")
+        runs = self.run_command and self.subcommand != "plan"
+        check_model(self.model, build=runs)
+        if runs:
+            check_levels(self.model, self.trainer)
 
     def _run_subcommand(self, subcommand: str) -> None:
         if not self.run_command:

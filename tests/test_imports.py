@@ -47,7 +47,7 @@ BASICS = ("dreamlit.types", "dreamlit.errors", "dreamlit.seeds", "dreamlit.quiet
 
 
 def group(name: str) -> str:
-    packages = ("families", "adapters", "datamodules", "callbacks", "live")
+    packages = ("families", "adapters", "datamodules", "callbacks", "live", "quantisation")
     for prefix in map("dreamlit.{}".format, packages):
         if name == prefix or name.startswith(prefix + "."):
             return prefix
@@ -61,9 +61,10 @@ def group(name: str) -> str:
 @pytest.mark.parametrize(
     ("importer", "allowed"),
     [
-        ("dreamlit.families", ("dreamlit.process", "dreamlit.flow")),
+        ("dreamlit.families", ("dreamlit.process", "dreamlit.flow", "dreamlit.quantisation")),
         ("dreamlit.objective", ("dreamlit.process",)),
-        ("dreamlit.adapters", ()),
+        ("dreamlit.adapters", ("dreamlit.quantisation",)),
+        ("dreamlit.quantisation", ()),
         ("dreamlit.process", ()),
         ("dreamlit.rollout", ("dreamlit.process",)),
         ("dreamlit.datamodules", ()),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -89,6 +90,12 @@ class Adapter(ABC):
     @abstractmethod
     def describe(self) -> dict[str, Any]:
         """Plain facts for a file's metadata: algorithm, rank, alpha, targets ..."""
+
+    def unattached(self) -> Adapter:
+        """An adapter with the same options that is attached to nothing yet."""
+        twin = copy.copy(self)
+        twin.denoiser, twin.layer_names = None, ()
+        return twin
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
         """Copy a checkpoint's tensors into `parameters()`; names and shapes must agree exactly."""

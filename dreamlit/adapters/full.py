@@ -26,9 +26,9 @@ class Full(Adapter):
         targets: Train only parameters of modules with these names (last parts, or globs over whole names), for
             example `[attn2]`; left out, everything.
         teacher: Where the frozen copy of the base model lives, if the run needs one: `device`; `cpu` (each layer's
-            weights visit the device while it runs: exact, little memory, slower); `int8` (weights of linear layers in
-            eight bits: approximate, so that the regularisation loss does not start at 0); `auto`: `device` where it
-            fits beside the weights, gradients and two optimiser moments, otherwise `cpu`.
+            weights visit the device while it runs: exact, little memory, slower); `int8` (linear layers of the
+            blocks in eight bits: approximate, so that the regularisation loss does not start at 0); `auto`: `device`
+            where it fits beside the weights, gradients and two optimiser moments, otherwise `cpu`.
     """
 
     formats = ("folder",)
@@ -92,7 +92,9 @@ class Full(Adapter):
             trained = sum(parameter.numel() * 4 for parameter in self._trained.values())
             choice = "device" if fits(_bytes(self._teacher), trained, _free_bytes(device)) else "cpu"
         if choice == "int8" and self._placed is None:
-            _quantise(self._teacher)
+            from dreamlit.quantisation.layers import quantise
+
+            quantise(self._teacher, "int8-torchao")
         if choice == "cpu" and device.type != "cpu":
             stream_weights(self._teacher, device)
         else:
@@ -123,13 +125,6 @@ def _free_bytes(device: torch.device) -> int | None:
 
 def _bytes(module: nn.Module) -> int:
     return sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
-
-
-def _quantise(teacher: nn.Module) -> None:
-    import torch
-    from torchao.quantization import Int8WeightOnlyConfig, quantize_
-
-    quantize_(teacher, Int8WeightOnlyConfig(), lambda module, _: isinstance(module, torch.nn.Linear))
 
 
 def stream_weights(module: nn.Module, device: torch.device) -> None:

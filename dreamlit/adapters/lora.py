@@ -202,7 +202,9 @@ class LoRA(Adapter):
 def _measure_magnitude(layer: Any) -> None:
     """The magnitude as the forward pass will measure it, in float32; peft measures it in the base's precision."""
     magnitude = layer.lora_magnitude_vector[NAME]
-    weight = layer.get_base_layer().weight.detach().float()
+    from dreamlit.quantisation.layers import weight_of
+
+    weight = weight_of(layer.get_base_layer()).detach().float()
     magnitude.weight.data = magnitude.get_weight_norm(weight, weight.new_zeros(weight.shape), 1.0)
 
 

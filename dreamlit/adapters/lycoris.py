@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -146,6 +147,11 @@ class LyCORIS(Adapter):
         self._network = nn.ModuleDict({name.replace(".", "/"): module for name, module in self._modules.items()})
         self.denoiser = denoiser
 
+    def unattached(self) -> LyCORIS:
+        twin = copy.copy(self)
+        twin.denoiser, twin.layer_names, twin._modules, twin._algos = None, (), {}, {}
+        return twin
+
     def modules_to_register(self) -> dict[str, nn.Module]:
         self._attached()
         assert self._network is not None
@@ -209,20 +215,17 @@ class LyCORIS(Adapter):
 
 def _misfits(layer: Layer, options: Options) -> Iterator[str]:
     """Why an algorithm cannot be put on a layer."""
-    weight = layer.module.weight
-    plain = type(layer.module).__name__ in ("Linear", "Conv2d", "LoRACompatibleLinear", "LoRACompatibleConv")
-    if options.algo in ("diag-oft", "boft") and not plain:
-        yield f"it turns the weight itself, which a quantised {type(layer.module).__name__} does not show; use lokr"
+    weight, outputs = layer.module.weight, layer.sizes[0]
     if options.algo == "diag-oft":
         from dreamlit.adapters import lycoris_modules
 
-        if lycoris_modules.oft_block_size(weight.shape[0], options.dim_of(layer)) < 2:
-            yield f"{weight.shape[0]} outputs leave blocks of size 1, which cannot turn; another rank, or exclude it"
+        if lycoris_modules.oft_block_size(outputs, options.dim_of(layer)) < 2:
+            yield f"{outputs} outputs leave blocks of size 1, which cannot turn; another rank, or exclude it"
     if options.algo == "boft":
         from dreamlit.adapters import lycoris_modules
 
-        if not lycoris_modules.boft_fits(weight.shape[0], options.dim_of(layer)):
-            yield f"{weight.shape[0]} outputs have no butterfly of blocks up to {options.dim_of(layer)}; use diag-oft"
+        if not lycoris_modules.boft_fits(outputs, options.dim_of(layer)):
+            yield f"{outputs} outputs have no butterfly of blocks up to {options.dim_of(layer)}; use diag-oft"
     low = str(weight.dtype) in ("torch.bfloat16", "torch.float16")
     if low and not layer.linear and (options.algo == "glora" or (options.algo == "locon" and options.rank_dropout)):
         yield f"{options.algo} here needs a float32 convolution, and its weight is {weight.dtype}; use attn-mlp or lokr"

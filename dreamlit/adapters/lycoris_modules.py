@@ -24,6 +24,7 @@ from lycoris.modules.lokr import LokrModule
 
 from dreamlit.adapters.lycoris_options import Options
 from dreamlit.adapters.targets import Layer
+from dreamlit.quantisation.layers import weight_of
 
 
 class _Strength:
@@ -52,6 +53,10 @@ class _Delta(_Strength):
 
     The rotation is near the identity: in the 8 bits of autocast's bfloat16 a small turn is lost in the rounding of 1.
     """
+
+    @property
+    def org_weight(self: Any) -> torch.Tensor:
+        return weight_of(self.org_module[0])
 
     def forward(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         with torch.autocast(x.device.type, enabled=False):

@@ -100,7 +100,7 @@ class Options:
         """The rank on a layer; a fraction is of the smaller of its input and output sizes, at least 1."""
         rank = self.conv_rank if layer.convolution and self.conv_rank is not None else self.rank
         if 0 < rank < 1:
-            out_size, in_size = layer.module.weight.shape[:2]
+            out_size, in_size = layer.sizes
             return max(1, round(rank * min(int(out_size), int(in_size))))
         return int(rank)
 

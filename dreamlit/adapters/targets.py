@@ -35,6 +35,13 @@ class Layer:
     linear: bool
     """Whether it is an `nn.Linear` (or a quantised subclass)."""
 
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Outputs and inputs, which the packed weight of a quantised layer does not show."""
+        if self.linear:
+            return self.module.out_features, self.module.in_features
+        return tuple(self.module.weight.shape[:2])
+
 
 def layers(denoiser: nn.Module) -> list[Layer]:
     """Every linear and 2-D convolution layer with the classes that contain it, in the model's own order.

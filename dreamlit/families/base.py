@@ -6,13 +6,14 @@ import copy
 import gc
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from dreamlit.errors import Faults, ModelError, nearest
-from dreamlit.families import checks, fingerprints, loading, vae
+from dreamlit.families import checks, fingerprints, loading, streaming, vae
 from dreamlit.families.drawing import Drawing
 from dreamlit.families.files import ModelFiles, read_json
+from dreamlit.quantisation import NO_CHANGE
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -93,6 +94,8 @@ class Family(Drawing, ABC):
         self.gradient_checkpointing = gradient_checkpointing
         self.channels_last = channels_last
         self.compile = compile
+        self.precisions: dict[str, str] = {}
+        """Component -> a level of `dreamlit.quantisation` in which it is loaded; those that are absent as `dtype`."""
         self._loaded: dict[str, Any] = {}
 
     def fresh(self) -> Family:
@@ -118,6 +121,12 @@ class Family(Drawing, ABC):
     def denoiser_channels(self) -> int:
         """Channels that the denoiser's configuration names as its input."""
         return self.latent_channels
+
+    def store(self, denoiser: str, text_encoders: Sequence[str]) -> None:
+        """Have components loaded in few bits: levels of `dreamlit.quantisation` for the denoiser and each encoder."""
+        names = (self.denoiser_name, *(encoder for encoder, _ in self.text_encoder_names))
+        levels = zip(names, (denoiser, *text_encoders), strict=False)
+        self.precisions = {name: level for name, level in levels if level != NO_CHANGE}
 
     # What there is -------------------------------------------------------------------------------------------------
 
@@ -171,15 +180,20 @@ class Family(Drawing, ABC):
 
     def text_options(self) -> dict[str, Any]:
         """Options that change the embeddings of a prompt."""
-        return {"dtype": self.dtype}
+        levels = {name: self.precisions[name] for name, _ in self.text_parts() if name in self.precisions}
+        return {"dtype": self.dtype, **({"precisions": levels} if levels else {})}
 
     # Loading -------------------------------------------------------------------------------------------------------
 
     def load(self, *parts: str, device: Any = "cpu") -> None:
         """Load parts, frozen, onto a device; what is already loaded is only moved. Errors: `ModelError`."""
-        for part in parts:
-            for name in self.components(part):
-                if name not in self._loaded:
+        import torch
+
+        with torch.inference_mode(False):  # weights that were made or moved in it are of no use to autograd
+            for name in (name for part in parts for name in self.components(part)):
+                if name in self.precisions and name not in self._loaded:
+                    self._loaded[name] = streaming.load_quantised(self, name, self.precisions[name], device)
+                elif name not in self._loaded:
                     self._loaded[name] = self._load(name)
                 self._loaded[name].to(device)
         if "text_encoders" in parts:

@@ -1,0 +1,123 @@
+"""Load a component straight into few bits, tensor by tensor: it never stands whole in its full precision."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from dreamlit.errors import ModelError
+from dreamlit.families.files import read_json, weight_files
+from dreamlit.families.loading import complete, component_class
+from dreamlit.quantisation import LEVELS
+
+if TYPE_CHECKING:
+    import pathlib
+
+    import torch
+    from torch import nn
+
+    from dreamlit.families.base import Family
+
+TRIM_BYTES = 32 * 1024**2
+"""Memory is given back each time that so much was read."""
+
+
+def load_quantised(family: Family, name: str, level: str, device: Any) -> nn.Module:
+    """A component of a family, frozen, the linear layers of its blocks in few bits, on a device.
+
+    Files whose tensors have the names of the model's own are read one tensor at a time; others (a single file in the
+    original layout, a text encoder of an older layout) are loaded whole first. Errors: `ModelError`.
+    """
+    from dreamlit.quantisation.layers import quantise
+
+    model = None if family.files.is_file else streamed(family, name, level, device)
+    if model is None:
+        model = quantise(family._load(name).to(device), level)
+    return complete(model, name, family.files.path)
+
+
+def streamed(family: Family, name: str, level: str, device: Any) -> nn.Module | None:
+    """The component read tensor by tensor; None where its files have other names than the model."""
+    import torch
+    from safetensors import SafetensorError
+
+    folder, kind = family.files.folder / name, component_class(family.files.index, name)
+    files = weight_files(folder, kind.__module__.partition(".")[0], family.files.variant)
+    model = empty(kind, folder)
+    try:
+        if tensor_names(files) - model.state_dict().keys():
+            return None
+        fill(model, files, getattr(torch, family.dtype), level, device)
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
+        raise ModelError(f"{folder}: cannot be loaded as {level}: {error}") from error
+    if hasattr(model, "tie_weights"):
+        model.tie_weights()
+    return model.eval()
+
+
+def empty(kind: type[Any], folder: pathlib.Path) -> Any:
+    """A model of its configuration: parameters on the meta device, buffers that are in no file as they must be."""
+    import accelerate
+
+    with accelerate.init_empty_weights(include_buffers=False):
+        if kind.__module__.startswith("diffusers."):
+            return kind.from_config(read_json(folder / "config.json"))
+        return kind(kind.config_class.from_pretrained(folder, local_files_only=True))
+
+
+def tensor_names(files: list[pathlib.Path]) -> set[str]:
+    """Names of all tensors in `.safetensors` files."""
+    from safetensors import safe_open
+
+    names: set[str] = set()
+    for path in files:
+        with safe_open(path, framework="pt") as file:
+            names |= set(file.keys())
+    return names
+
+
+def fill(model: nn.Module, files: list[pathlib.Path], dtype: torch.dtype, level: str, device: Any) -> None:
+    """Give a model on the meta device its tensors; a layer's weight is stored in few bits as soon as it came."""
+    import torch
+    from safetensors import safe_open
+
+    from dreamlit.quantisation.layers import chosen, quantised
+
+    waiting = 0
+    few_bits = {f"{name}.weight": name for name, _ in chosen(model, LEVELS[level])}
+    exact = set(getattr(model, "_keep_in_fp32_modules", None) or ()) if dtype == torch.float16 else set()
+    for path in files:
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118  (not a mapping)
+                kind = torch.float32 if exact & set(name.split(".")) else dtype
+                value = file.get_tensor(name)
+                put(model, name, value, kind, device)
+                if name in few_bits:
+                    layer: Any = model.get_submodule(few_bits[name])
+                    model.set_submodule(few_bits[name], quantised(layer, LEVELS[level]))
+                    del layer
+                waiting += value.nbytes
+                if waiting > TRIM_BYTES:
+                    waiting = 0
+                    trim()
+
+
+def trim() -> None:
+    """Give freed memory back to the system. glibc keeps what lies between the packed weights: as much as was read."""
+    import ctypes
+    import sys
+
+    if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "malloc_trim"):  # musl has none
+        library.malloc_trim(0)
+
+
+def put(model: nn.Module, name: str, value: torch.Tensor, dtype: torch.dtype, device: Any) -> None:
+    """Replace one parameter or buffer."""
+    from torch import nn
+
+    parent, _, own = name.rpartition(".")
+    module = model.get_submodule(parent)
+    value = value.to(device=device, dtype=dtype if value.is_floating_point() else value.dtype, copy=True)
+    if own in module._buffers:
+        module._buffers[own] = value
+    else:
+        module._parameters[own] = nn.Parameter(value, requires_grad=False)

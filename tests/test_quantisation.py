@@ -1,0 +1,164 @@
+"""Weights in few bits: what a layer computes, which layers, and every adapter on top of them."""
+
+import functools
+
+import pytest
+import torch
+from torch import nn
+
+from dreamlit.cli import main
+from dreamlit.errors import CombinationError
+from dreamlit.quantisation import LEVELS, refusal
+from dreamlit.quantisation.layers import chosen, is_quantised, quantise, quantised, stored_bytes, weight_of
+from dreamlit.quantisation.levels import is_chosen
+from dreamlit.quantisation.probe import probe
+from tests.adapter_cases import CASES, predict, train, unet
+
+HERE = [name for name, level in LEVELS.items() if "cpu" in level.devices]
+AT_MOST = {2: 0.36, 4: 0.105, 8: 0.03}
+"""Bits -> norm of the change of a uniform weight over its norm, at most."""
+
+
+def linear(dtype=torch.float32, size=128, outputs=256):
+    generator = torch.Generator().manual_seed(0)
+    layer = nn.Linear(1, 1)
+    layer.in_features, layer.out_features = size, outputs
+    layer.weight = nn.Parameter((torch.rand(outputs, size, generator=generator) * 2 - 1).to(dtype))
+    layer.bias = nn.Parameter(torch.randn(outputs, generator=generator).to(dtype))
+    return layer
+
+
+@pytest.mark.parametrize("level", HERE)
+def test_a_layer_computes_with_the_weight_that_it_says_it_has(level):
+    before = linear()
+    wanted, bias = before.weight.detach().clone(), before.bias.detach().bfloat16().float()
+    layer = quantised(before, LEVELS[level])
+    weight = weight_of(layer)
+    error = float((weight - wanted).norm() / wanted.norm())
+    assert 0 < error < AT_MOST[LEVELS[level].bits]
+    x = torch.randn(3, 5, 128, generator=torch.Generator().manual_seed(1))
+    by_hand = x @ weight.T + bias
+    assert (layer(x) - by_hand).norm() / by_hand.norm() < 0.006  # int8-bnb rounds its input too
+
+
+@pytest.mark.parametrize("level", HERE)
+def test_few_bits_take_few_bytes_and_the_gradient_goes_through(level):
+    layer = quantised(linear(torch.bfloat16, 1024, 1024), LEVELS[level])
+    assert not any(parameter.requires_grad for parameter in layer.parameters())
+    per_weight = stored_bytes(layer) / 1024**2
+    assert per_weight < LEVELS[level].bits / 8 * 1.15
+    x = torch.randn(4, 1024, dtype=torch.bfloat16, requires_grad=True)
+    layer(x).float().sum().backward()
+    by_hand = weight_of(layer).sum(0).expand(4, -1)
+    assert x.grad is not None
+    assert (x.grad.float() - by_hand).norm() / by_hand.norm() < 0.02
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("level", HERE)
+def test_looking_at_a_layer_never_changes_it(level, dtype):
+    """An evaluation in another mode and precision first: the training that follows computes the same bits."""
+    x = torch.randn(4, 128, generator=torch.Generator().manual_seed(1))
+    autocast = functools.partial(torch.autocast, "cpu", torch.bfloat16, enabled=dtype == torch.bfloat16)
+
+    def trained(layer):
+        with autocast():
+            return layer.train()(x.clone().requires_grad_(True))
+
+    layer = quantised(linear(dtype), LEVELS[level])
+    wanted = trained(quantised(linear(dtype), LEVELS[level]))
+    with torch.no_grad(), autocast():  # a layer norm hands on float32, a linear layer bfloat16
+        for seen in (torch.float32, dtype):
+            layer.eval()(x.to(seen))
+    assert torch.equal(trained(layer), wanted)
+
+
+@pytest.mark.parametrize("level", HERE)
+def test_a_transposed_input_is_taken(level):
+    x = torch.randn(128, 6, generator=torch.Generator().manual_seed(1)).bfloat16().T
+    layer = quantised(linear(torch.bfloat16), LEVELS[level])
+    assert torch.equal(layer(x), layer(x.contiguous()))
+
+
+def test_the_layers_of_blocks_are_stored_and_embedders_and_last_layers_are_not():
+    stays = ("time_embedding.linear_1", "add_embedding.linear_2", "x_embedder", "context_embedder", "proj_out")
+    stays += ("norm_out.linear", "down_blocks.0.resnets.0.time_emb_proj", "text_projection", "t_embedder.mlp.0")
+    stored = ("down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_out.0", "transformer_blocks.3.ff.net.0.proj")
+    stored += ("encoder.block.0.layer.1.DenseReluDense.wi_0", "text_model.encoder.layers.11.mlp.fc1")
+    assert not any(map(is_chosen, stays)) and all(map(is_chosen, stored))
+    model = unet()
+    names = {name for name, _ in chosen(model, LEVELS["nf4-bnb"])}
+    quantise(model, "nf4-bnb")
+    assert names == {name for name, module in model.named_modules() if is_quantised(module)} and len(names) > 8
+
+
+ADAPTERS = [name for name in CASES if not name.startswith("full")]
+
+
+@pytest.mark.parametrize(
+    ("name", "level"), [(n, at) for n in ADAPTERS for at in HERE if (n, at) != ("dora", "int8-bnb")]
+)
+def test_every_adapter_on_every_level(name, level):
+    """It starts at the base, trains, and the base is exactly there below it."""
+    denoiser, adapter = quantise(unet(), level).eval(), CASES[name]()
+    with torch.no_grad():
+        base = predict(denoiser)
+    adapter.attach(denoiser, seed=0)
+    with torch.no_grad():
+        start = predict(denoiser)
+    assert (start - base).abs().max() <= 2e-3 * base.abs().max()
+    train(adapter, denoiser)
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in adapter.parameters().values())
+    with torch.no_grad(), adapter.disabled() as below:
+        assert torch.equal(predict(below), base)
+    with torch.no_grad():
+        assert not torch.equal(predict(denoiser), base)
+
+
+@pytest.mark.parametrize("name", ["lora", "lokr"])
+def test_an_adapter_of_the_same_options_starts_afresh(name):
+    first = CASES[name]()
+    first.attach(unet(), seed=0)
+    second = first.unattached()
+    assert first.parameters()
+    with pytest.raises(CombinationError, match="not attached"):
+        second.parameters()
+    second.attach(unet(1), seed=0)
+    for mine, other in zip(first.parameters().values(), second.parameters().values(), strict=True):
+        assert mine is not other and torch.equal(mine, other)
+
+
+def test_the_table_says_what_to_take_instead():
+    assert refusal("int4-torchao", "cpu") == "int4-torchao does not work on cpu, only on cuda; use nf4-bnb"
+    assert "compute capability 8.9, and this one has 8.6; use int8-quanto" in str(refusal("fp8-quanto", "cuda", (8, 6)))
+    assert refusal("fp8-quanto", "cuda", (9, 0)) is None and refusal("fp8-torchao", "cpu") is None
+    assert str(refusal("nf4-bnb", "mps")).endswith("use no_change")
+    for name, level in LEVELS.items():
+        assert all(LEVELS[other].bits >= level.bits or level.devices == ("cuda",) for other in level.instead), name
+
+
+@pytest.mark.parametrize("level", [None, *HERE])
+def test_the_probe_measures_a_level(level):
+    state = torch.random.get_rng_state()
+    found = probe(level, "cpu", size=256)
+    assert found.fault is None and found.step_ms > 0
+    bits = LEVELS[level].bits if level else 16
+    assert bits / 8 <= found.bytes_per_weight < bits / 8 * 1.15
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_the_probe_says_why_a_level_does_not_work():
+    assert "mslk" in str(probe("int4-torchao", "cpu").fault)
+
+
+def test_the_command_tells_what_works_here(capsys):
+    assert main(["precisions", "--device", "cpu"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    rows = {line.split()[1]: line for line in lines if line.startswith("│")}
+    assert rows.keys() == {"no_change", *LEVELS}
+    assert all("yes" in rows[name] for name in HERE) and "only on cuda; use nf4-bnb" in rows["int4-torchao"]
+
+
+def test_a_device_that_is_not_there_is_said(capsys):
+    assert main(["precisions", "--device", "cuda:77"]) == 2
+    assert "not on this machine" in capsys.readouterr().err
