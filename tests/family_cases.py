@@ -13,7 +13,19 @@ import torch
 from PIL import Image
 
 from dreamlit.errors import ModelError
-from dreamlit.families import SD, SD3, SDXL, AuraFlow, Chroma, DeepFloydI, DeepFloydII, Family, Flux, SDXLRefiner
+from dreamlit.families import (
+    SD,
+    SD3,
+    SDXL,
+    AuraFlow,
+    Chroma,
+    DeepFloydI,
+    DeepFloydII,
+    Family,
+    Flux,
+    Kolors,
+    SDXLRefiner,
+)
 from dreamlit.families.deepfloyd_two import TwoStages
 from dreamlit.families.flux import unpacked
 from tests.tiny import made
@@ -30,6 +42,7 @@ MODELS: dict[str, tuple[type[Family], str, dict[str, Any]]] = {
     "sd35": (SD3, "sd3", {"version": "3.5"}),
     "chroma": (Chroma, "chroma", {}),
     "auraflow": (AuraFlow, "auraflow", {}),
+    "kolors": (Kolors, "kolors", {}),
     "flux_dev": (Flux, "flux", {}),
     "flux_schnell": (Flux, "flux", {"guidance": False}),
 }
@@ -45,6 +58,8 @@ FRAME = (100, 140, 3, 7, 64, 96)
 def make(name: str, folder: pathlib.Path, **options: Any) -> pathlib.Path:
     """The tiny model `name` of `MODELS` in `folder`."""
     _, family, own = MODELS[name]
+    if name == "kolors":
+        pytest.importorskip("sentencepiece", reason="its tokenizer needs it, and it is an extra")
     return made(family, folder, {**own, **options})
 
 
@@ -89,7 +104,7 @@ def stock_embeds(pipeline: Any, prompts: list[str], **options: Any) -> list[torc
 def size_options(family: type[Family], height: int, width: int) -> dict[str, Any]:
     """What the pipeline is told of sizes, as `FRAME` has them."""
     conditioned = {"original_size": FRAME[:2], "crops_coords_top_left": FRAME[2:4], "target_size": FRAME[4:]}
-    if family is SDXL:
+    if family in (SDXL, Kolors):
         return {"height": height, "width": width, **conditioned}
     if family is SDXLRefiner:
         return {"image": torch.rand(2, 3, height, width), "strength": 0.4, "aesthetic_score": 7.0, **conditioned}

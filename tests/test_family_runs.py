@@ -18,7 +18,7 @@ from dreamlit.types import Batch, Role
 from tests.family_cases import FRAME, MODELS, loaded, predicted, state, stock
 from tests.runs import base_config, checkpoint, fit, merged, regularisation, write_masks, write_photos
 
-RUNS = ("sd1", "sdxl", "refiner", "if1", "if2", "sd35", "flux_dev", "flux_schnell", "chroma", "auraflow")
+RUNS = ("sd1", "sdxl", "refiner", "if1", "if2", "sd35", "flux_dev", "flux_schnell", "chroma", "auraflow", "kolors")
 ADAPTERS: dict[str, dict[str, Any]] = {
     "LoRA": {"rank": 4, "dropout": 0.1},
     "LyCORIS": {"algo": "lokr", "rank": 4, "factor": 4, "preset": "attn-mlp"},

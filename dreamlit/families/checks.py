@@ -12,7 +12,7 @@ from dreamlit.families.files import STEMS, ModelFiles, read_header, read_json, v
 if TYPE_CHECKING:
     from dreamlit.families.base import Family
 
-TOKENIZER_FILES = ("vocab.json", "tokenizer.json", "spiece.model")
+TOKENIZER_FILES = ("vocab.json", "tokenizer.json", "spiece.model", "tokenizer.model")
 
 
 def path_faults(family: Family) -> list[str]:

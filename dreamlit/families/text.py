@@ -21,10 +21,12 @@ def tokens(tokenizer: Any, prompts: list[str], told: set[str], length: int | Non
         raise ValueError("no prompt was given")
     limit: int = length or tokenizer.model_max_length
     ids = tokenizer(prompts, padding="max_length", max_length=limit, truncation=True, return_tensors="pt")
-    for prompt, whole in zip(prompts, tokenizer(prompts, verbose=False)["input_ids"], strict=True):
+    wholes = tokenizer(prompts, verbose=False)["input_ids"]
+    for prompt, whole, kept in zip(prompts, wholes, ids["input_ids"], strict=True):
         if len(whole) > limit and prompt not in told:
             told.add(prompt)
-            lost = textwrap.shorten(tokenizer.decode(whole[limit - 1 : -1]), 100)
+            ends = int(whole[-1] == kept[-1])  # most tokenizers keep a token for the end
+            lost = textwrap.shorten(tokenizer.decode(whole[limit - ends : len(whole) - ends]), 100)
             excess = f"has {len(whole)} tokens and the text encoder reads {limit}; it will not see {lost!r}"
             warnings.warn(f"caption {textwrap.shorten(prompt, 100)!r} {excess}", stacklevel=4)
     return ids["input_ids"], ids["attention_mask"]
