@@ -26,6 +26,7 @@ LICENCES = {
     "Flux": "dev: FLUX.1 [dev] Non-Commercial; schnell: Apache-2.0",
     "DeepFloydI": "DeepFloyd IF License",
     "DeepFloydII": "DeepFloyd IF License",
+    "PixArtSigma": "CreativeML Open RAIL++-M",
     "Kolors": "Kolors Model License (research free; commercial use after registration)",
 }
 """Of the weights, as their model cards name it; read yours before you publish an adapter."""

@@ -6,7 +6,7 @@ import io
 import pathlib
 from typing import Any
 
-from tiny_parts import WORDS, autoencoder, library, unet
+from tiny_parts import WORDS, autoencoder, library, t5_encoder, unet, write_t5_tokenizer
 
 
 def write_sentencepiece(folder: pathlib.Path) -> pathlib.Path:
@@ -89,6 +89,31 @@ def kolors_parts(folder: pathlib.Path) -> dict[str, Any]:
     }
 
 
+def pixart_parts(folder: pathlib.Path) -> dict[str, Any]:
+    """PixArt-Sigma: a transformer with one set of modulations for all blocks, a variance in the output."""
+    words, diffusers = write_t5_tokenizer(folder / "tokenizer"), library("diffusers")
+    transformer = diffusers.PixArtTransformer2DModel(
+        sample_size=16,
+        patch_size=2,
+        in_channels=4,
+        out_channels=8,
+        num_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        cross_attention_dim=32,
+        caption_channels=24,
+        use_additional_conditions=False,
+    )
+    return {
+        "vae": autoencoder(0.13025),
+        "text_encoder": t5_encoder(words, 24),
+        "tokenizer": words,
+        "transformer": transformer,
+        "scheduler": diffusers.DPMSolverMultistepScheduler(beta_start=0.0001, beta_end=0.02, beta_schedule="linear"),
+    }
+
+
 MORE = {
     "kolors": ("KolorsPipeline", kolors_parts),
+    "pixart-sigma": ("PixArtSigmaPipeline", pixart_parts),
 }

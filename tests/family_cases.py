@@ -24,6 +24,7 @@ from dreamlit.families import (
     Family,
     Flux,
     Kolors,
+    PixArtSigma,
     SDXLRefiner,
 )
 from dreamlit.families.deepfloyd_two import TwoStages
@@ -43,6 +44,7 @@ MODELS: dict[str, tuple[type[Family], str, dict[str, Any]]] = {
     "chroma": (Chroma, "chroma", {}),
     "auraflow": (AuraFlow, "auraflow", {}),
     "kolors": (Kolors, "kolors", {}),
+    "pixart": (PixArtSigma, "pixart-sigma", {}),
     "flux_dev": (Flux, "flux", {}),
     "flux_schnell": (Flux, "flux", {"guidance": False}),
 }
@@ -94,6 +96,9 @@ def stock_embeds(pipeline: Any, prompts: list[str], **options: Any) -> list[torc
     others: dict[str, Any] = {}
     if isinstance(pipeline, diffusers.IFPipeline | diffusers.IFSuperResolutionPipeline):
         return [pipeline.encode_prompt(prompts, do_classifier_free_guidance=False, **plain)[0]]
+    if isinstance(pipeline, diffusers.PixArtSigmaPipeline):
+        embeds, mask, *_ = pipeline.encode_prompt(prompts, do_classifier_free_guidance=False, **plain)
+        return [embeds, mask.float()]
     if isinstance(pipeline, diffusers.StableDiffusion3Pipeline):
         others = {"prompt_2": None, "prompt_3": None}
     embeds = pipeline.encode_prompt(prompts, **others, do_classifier_free_guidance=False, **plain)
@@ -138,12 +143,18 @@ def calls_of(pipeline: Any, prompts: list[str], **options: Any) -> list[Any]:
     denoiser = pipeline.transformer if hasattr(pipeline, "transformer") else pipeline.unet
     denoiser.register_forward_hook(record, with_kwargs=True)
     steps = 5 if "strength" in options else 2
-    if "clean_caption" in inspect.signature(pipeline.__call__).parameters:
-        options["clean_caption"] = False
+    if off := switched_off(pipeline):
+        options |= off
     else:
         options["output_type"] = "latent"
     pipeline(prompts, num_inference_steps=steps, guidance_scale=1.0, **options)
     return calls
+
+
+def switched_off(pipeline: Any) -> dict[str, bool]:
+    """What a pipeline does to captions and sizes unless it is told not to."""
+    taken = inspect.signature(pipeline.__call__).parameters
+    return {name: False for name in ("clean_caption", "use_resolution_binning") if name in taken}
 
 
 def state(
@@ -170,8 +181,9 @@ def image(pipeline: Any, seed: int = 0) -> torch.Tensor:
         options["noise_level"] = 250
     if isinstance(pipeline, diffusers.StableDiffusionXLImg2ImgPipeline):
         options = {"image": torch.full((1, 3, 64, 64), 0.5), "strength": 1.0}
-    if isinstance(pipeline, diffusers.IFPipeline | diffusers.IFSuperResolutionPipeline | TwoStages):
+    if isinstance(pipeline, TwoStages):
         options["clean_caption"] = False
+    options |= switched_off(pipeline)
     options |= {"num_inference_steps": 2, "output_type": "pt", "generator": generator}
     return pipeline("a dog", **options).images.float()
 

@@ -7,6 +7,7 @@ from dreamlit.families.deepfloyd import DeepFloydI
 from dreamlit.families.deepfloyd_two import DeepFloydII
 from dreamlit.families.flux import Flux
 from dreamlit.families.kolors import Kolors
+from dreamlit.families.pixart import PixArtSigma
 from dreamlit.families.sd import SD
 from dreamlit.families.sd3 import SD3
 from dreamlit.families.sdxl import SDXL
@@ -23,5 +24,6 @@ __all__ = [
     "Family",
     "Flux",
     "Kolors",
+    "PixArtSigma",
     "SDXLRefiner",
 ]

@@ -27,12 +27,19 @@ SINGLE_FILE_PREFIXES = {
 
 def component_class(index: dict[str, Any], name: str) -> type[Any]:
     """The class that `model_index.json` names for a component."""
-    library, class_name = index[name]
-    module = MODULES[library] if library in MODULES else library
+    library, class_name = map(str, index[name])
+    module = MODULES.get(library, library)
     found = getattr(importlib.import_module(module), class_name, None) if library in STEMS else None
     if found is None:
         raise ModelError(f"model_index.json names {library}.{class_name} for {name!r}, which is not available here")
     return found
+
+
+def compile_blocks(denoiser: Any) -> None:
+    """Compiles the denoiser's repeated blocks; not all models of diffusers name them as such."""
+    if not getattr(denoiser, "_repeated_blocks", None):
+        denoiser._repeated_blocks = [name for name in denoiser._no_split_modules if name.endswith("Block")]
+    denoiser.compile_repeated_blocks()
 
 
 def load_config_object(files: ModelFiles, name: str) -> Any:
