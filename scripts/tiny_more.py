@@ -113,7 +113,92 @@ def pixart_parts(folder: pathlib.Path) -> dict[str, Any]:
     }
 
 
+def write_gemma_tokenizer(folder: pathlib.Path) -> Any:
+    """A Gemma tokenizer of single letters, and of bytes for what is not among them."""
+    special = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
+    letters = [*(f"<0x{byte:02X}>" for byte in range(256)), "\u2581", *(chr(code) for code in range(33, 127))]
+    vocab = {token: index for index, token in enumerate([*special, *letters])}
+    tokenizer = library("transformers").GemmaTokenizer(vocab=vocab, add_bos_token=True)
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+def gemma(vocab_size: int, width: int) -> Any:
+    """A Gemma 2 with two layers: one with a sliding window, one without."""
+    transformers = library("transformers")
+    config = transformers.Gemma2Config(
+        vocab_size=vocab_size,
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=width // 4,
+        query_pre_attn_scalar=width // 4,
+        initializer_range=0.2,  # wide enough that different captions give clearly different embeddings
+    )
+    return transformers.Gemma2Model(config)
+
+
+def deep_autoencoder() -> Any:
+    """An AutoencoderDC of stride 32, whose latents have a spread near 1 after scaling."""
+    import torch
+
+    vae = library("diffusers").AutoencoderDC(
+        latent_channels=32,
+        attention_head_dim=8,
+        encoder_block_types=("ResBlock",) * 3 + ("EfficientViTBlock",) * 3,
+        decoder_block_types=("ResBlock",) * 3 + ("EfficientViTBlock",) * 3,
+        encoder_block_out_channels=(8, 8, 8, 16, 16, 32),
+        decoder_block_out_channels=(8, 8, 8, 16, 16, 32),
+        encoder_layers_per_block=(1,) * 6,
+        decoder_layers_per_block=(1,) * 6,
+        encoder_qkv_multiscales=((), (), (), (5,), (5,), (5,)),
+        decoder_qkv_multiscales=((), (), (), (5,), (5,), (5,)),
+        upsample_block_type="interpolate",
+        downsample_block_type="conv",
+    )
+    with torch.no_grad():
+        images = torch.nn.functional.interpolate(torch.rand(4, 3, 8, 8) * 2 - 1, scale_factor=16.0, mode="bilinear")
+        latent = vae.encode(images).latent
+        vae.register_to_config(scaling_factor=float(1 / latent.std()))
+    return vae
+
+
+def sana_parts(folder: pathlib.Path, qk_norm: str | None = None) -> dict[str, Any]:
+    """Sana: linear attention, a feed-forward of convolutions, a sampler of steps on a flow; 1.5 with `qk_norm`."""
+    tokenizer, diffusers = write_gemma_tokenizer(folder / "tokenizer"), library("diffusers")
+    transformer = diffusers.SanaTransformer2DModel(
+        in_channels=32,
+        out_channels=32,
+        num_layers=2,
+        num_attention_heads=2,
+        attention_head_dim=16,
+        num_cross_attention_heads=2,
+        cross_attention_head_dim=16,
+        cross_attention_dim=32,
+        caption_channels=32,
+        sample_size=32,
+        qk_norm=qk_norm,
+    )
+    return {
+        "vae": deep_autoencoder(),
+        "text_encoder": gemma(len(tokenizer), 32),
+        "tokenizer": tokenizer,
+        "transformer": transformer,
+        "scheduler": diffusers.DPMSolverMultistepScheduler(
+            beta_start=0.0001,
+            beta_end=0.02,
+            beta_schedule="linear",
+            prediction_type="flow_prediction",
+            use_flow_sigmas=True,
+            flow_shift=3.0,
+        ),
+    }
+
+
 MORE = {
     "kolors": ("KolorsPipeline", kolors_parts),
     "pixart-sigma": ("PixArtSigmaPipeline", pixart_parts),
+    "sana": ("SanaPipeline", sana_parts),
 }

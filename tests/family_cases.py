@@ -25,6 +25,7 @@ from dreamlit.families import (
     Flux,
     Kolors,
     PixArtSigma,
+    Sana,
     SDXLRefiner,
 )
 from dreamlit.families.deepfloyd_two import TwoStages
@@ -45,6 +46,8 @@ MODELS: dict[str, tuple[type[Family], str, dict[str, Any]]] = {
     "auraflow": (AuraFlow, "auraflow", {}),
     "kolors": (Kolors, "kolors", {}),
     "pixart": (PixArtSigma, "pixart-sigma", {}),
+    "sana": (Sana, "sana", {}),
+    "sana15": (Sana, "sana", {"qk_norm": "rms_norm_across_heads"}),
     "flux_dev": (Flux, "flux", {}),
     "flux_schnell": (Flux, "flux", {"guidance": False}),
 }
@@ -99,11 +102,22 @@ def stock_embeds(pipeline: Any, prompts: list[str], **options: Any) -> list[torc
     if isinstance(pipeline, diffusers.PixArtSigmaPipeline):
         embeds, mask, *_ = pipeline.encode_prompt(prompts, do_classifier_free_guidance=False, **plain)
         return [embeds, mask.float()]
+    if isinstance(pipeline, diffusers.SanaPipeline):
+        return sana_embeds(pipeline, prompts, **plain)
     if isinstance(pipeline, diffusers.StableDiffusion3Pipeline):
         others = {"prompt_2": None, "prompt_3": None}
     embeds = pipeline.encode_prompt(prompts, **others, do_classifier_free_guidance=False, **plain)
     pooled = len(embeds) == 4 and not isinstance(pipeline, diffusers.AuraFlowPipeline)
     return [embeds[0], *([embeds[2]] if pooled else [])]
+
+
+def sana_embeds(pipeline: Any, prompts: list[str], **options: Any) -> list[torch.Tensor]:
+    """With the instruction of the pipeline's call; an empty prompt as it reads an empty negative one."""
+    told = inspect.signature(pipeline.__call__).parameters["complex_human_instruction"].default
+    embeds, mask, *negative = pipeline.encode_prompt(prompts, complex_human_instruction=told, **options)
+    for row in [row for row, prompt in enumerate(prompts) if not prompt]:
+        embeds[row], mask[row] = negative[0][row], negative[1][row]
+    return [embeds, mask.float()]
 
 
 def size_options(family: type[Family], height: int, width: int) -> dict[str, Any]:

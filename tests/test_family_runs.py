@@ -31,6 +31,7 @@ RUNS = (
     "auraflow",
     "kolors",
     "pixart",
+    "sana",
 )
 IN_DIFFUSERS = tuple(name for name in RUNS if "diffusers" not in MODELS[name][0].unread_formats)
 """Whose adapters diffusers loads."""

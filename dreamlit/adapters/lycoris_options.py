@@ -58,6 +58,7 @@ BEYOND = (
     "AuraFlowJointTransformerBlock",
     "AuraFlowSingleTransformerBlock",
     "BasicTransformerBlock",
+    "SanaTransformerBlock",
     "Attention",
 )
 """Blocks that the library's presets do not name; the last for DeepFloyd, whose attention is in no transformer."""

@@ -8,6 +8,7 @@ from dreamlit.families.deepfloyd_two import DeepFloydII
 from dreamlit.families.flux import Flux
 from dreamlit.families.kolors import Kolors
 from dreamlit.families.pixart import PixArtSigma
+from dreamlit.families.sana import Sana
 from dreamlit.families.sd import SD
 from dreamlit.families.sd3 import SD3
 from dreamlit.families.sdxl import SDXL
@@ -26,4 +27,5 @@ __all__ = [
     "Kolors",
     "PixArtSigma",
     "SDXLRefiner",
+    "Sana",
 ]

@@ -97,7 +97,8 @@ def component_faults(family: Family, name: str, entry: Any) -> Iterator[str]:
 
 def vae_stride(config: dict[str, Any]) -> int:
     """Pixels per latent cell of an autoencoder with this configuration."""
-    return 2 ** (len(config.get("block_out_channels", (64,))) - 1)
+    blocks = config.get("block_out_channels") or config.get("encoder_block_out_channels") or (64,)
+    return 2 ** (len(blocks) - 1)
 
 
 def vae_faults(family: Family, files: ModelFiles) -> Iterator[str]:
