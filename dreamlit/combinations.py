@@ -13,6 +13,7 @@ from dreamlit import formats
 from dreamlit.datamodules.dreambooth import DreamBoothData
 from dreamlit.datamodules.plan import slice_size
 from dreamlit.errors import CombinationError, Faults, ModelError
+from dreamlit.export import written_formats
 from dreamlit.families import Family
 from dreamlit.families.files import read_json
 from dreamlit.families.loading import component_class
@@ -33,6 +34,10 @@ def check_combinations(model: DreamBooth, data: DreamBoothData, trainer: pl.Trai
     lines = (*precision_faults(model, trainer), *trainer_faults(trainer, training), *data_faults(model, data))
     for line in (*lines, *evaluation_faults(trainer, data)):
         faults.add(line)
+    try:
+        written_formats(model.adapter, model.family)
+    except CombinationError as error:
+        faults.add(str(error))
     try:
         slice_size(data.batch_size, trainer.world_size)
     except CombinationError as error:

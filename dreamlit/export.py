@@ -63,11 +63,14 @@ def export(
     Errors: `CombinationError` if the format cannot hold this adapter; `OSError` if the disk fails.
     """
     path = pathlib.Path(path)
-    format = format or adapter.default_formats()[0]
+    format = format or written_formats(adapter, family)[0]
     if format not in FORMATS:
         raise CombinationError(f"format {format!r}: {nearest(format, FORMATS)}")
     if format not in adapter.formats:
         raise CombinationError(f"{type(adapter).__name__} has no format {format!r}: {nearest(format, adapter.formats)}")
+    if format in family.unread_formats:
+        others = " or ".join(repr(name) for name in adapter.formats if name not in family.unread_formats)
+        raise CombinationError(f"format {format!r}: {family.unread_formats[format]}. Write it as {others}")
     facts = file_metadata(adapter, metadata or {})
     if format == "folder":
         assert adapter.denoiser is not None
@@ -78,6 +81,18 @@ def export(
         tensors, more = _kohya(adapter, family.export_prefix)
     write_atomically(path, tensors, {"format": "pt", **facts, **more})
     return path
+
+
+def written_formats(adapter: Adapter, family: Any) -> tuple[str, ...]:
+    """The adapter's formats that something reads for this family. Errors: `CombinationError` if there is none."""
+    found = adapter.default_formats()
+    if read := tuple(format for format in found if format not in family.unread_formats):
+        return read
+    what = "DoRA" if getattr(adapter, "use_dora", False) else type(adapter).__name__
+    raise CombinationError(
+        f"{what} is written as {' or '.join(found)} alone, which nothing reads for {type(family).__name__}: "
+        f"{family.unread_formats[found[0]]}. Use LoRA without DoRA, or LyCORIS"
+    )
 
 
 def file_metadata(adapter: Adapter, metadata: Mapping[str, Any]) -> dict[str, str]:
@@ -107,7 +122,8 @@ def _kohya(adapter: Adapter, prefix: str) -> tuple[dict[str, Tensor], dict[str, 
     for name, part, tensor in adapter.tensors():
         if part == "dora_scale":
             raise CombinationError("DoRA is not written as kohya: readers disagree about its norm; use diffusers")
-        tensors[f"{prefix}_{name.replace('.', '_')}.{part}"] = on_cpu(tensor)
+        module = name if prefix.endswith(".") else f"_{name.replace('.', '_')}"
+        tensors[f"{prefix}{module}.{part}"] = on_cpu(tensor)
     facts = adapter.describe()
     kind = "networks.lora" if facts["algorithm"] == "lora" else "lycoris.kohya"
     args = {} if kind == "networks.lora" else {"algo": facts["algorithm"]}

@@ -151,20 +151,22 @@ def from_scheduler(config: Mapping[str, Any], shift: float | None = None, patch:
     """The process that a scheduler's configuration describes.
 
     Args:
-        config: of a `FlowMatchEulerDiscreteScheduler`.
+        config: of a `FlowMatchEulerDiscreteScheduler`, or of another one with `use_flow_sigmas`.
         shift: Replaces what the configuration says of shifts.
         patch: See `FlowMatching`.
 
     Raises:
         ModelError: what the configuration asks for is unknown, or not flow matching.
     """
-    if "beta_start" in config or "num_train_timesteps" not in config:
+    of_flow = config.get("use_flow_sigmas", False) and config.get("prediction_type") == "flow_prediction"
+    if ("beta_start" in config and not of_flow) or "num_train_timesteps" not in config:
         raise ModelError(f"the model's scheduler is {config.get('_class_name')}, which is not of the flow kind")
     timesteps = int(config["num_train_timesteps"])
     if shift is not None:
         return FlowMatching(checked_shift(shift), timesteps, patch)
     if not config.get("use_dynamic_shifting", False):
-        return FlowMatching(checked_shift(config.get("shift", 1.0)), timesteps, patch)
+        own = config.get("flow_shift" if of_flow else "shift", 1.0)
+        return FlowMatching(checked_shift(own), timesteps, patch)
     names = [field.name for field in dataclasses.fields(ResolutionShift)]
     dynamic = ResolutionShift(**{name: config[name] for name in names if config.get(name) is not None})
     if dynamic.time_shift_type not in ("exponential", "linear"):

@@ -17,7 +17,7 @@ from torch import Tensor
 from dreamlit import resume
 from dreamlit.adapters import Adapter
 from dreamlit.evaluating import WEIGHTS, Evaluation, Measured
-from dreamlit.export import export, load_into_adapter
+from dreamlit.export import export, load_into_adapter, written_formats
 from dreamlit.families import Family
 from dreamlit.images import generate, save_image
 from dreamlit.non_finite import NonFinite, judged_gradients, known_first
@@ -298,7 +298,7 @@ class DreamBooth(LightningModule):
                 format=format,
                 metadata=facts,
             )
-            for format in self.adapter.default_formats()
+            for format in written_formats(self.adapter, self.family)
         ]
 
     def pipeline(self) -> Any:

@@ -260,7 +260,8 @@ def predicted_x0(scheduler: Any, output: Tensor, t: Any, sample: Tensor) -> Tens
     flow: x0 = x_t - sigma v.
     """
     output, sample = output[:, : sample.shape[1]].float(), sample.float()  # some also predict a variance
-    if "prediction_type" not in scheduler.config:  # diffusers' sampler for flows
+    kind = scheduler.config.get("prediction_type", "flow_prediction")  # Euler's for flows has no entry
+    if kind == "flow_prediction":
         return sample - float(scheduler.sigmas[scheduler.step_index - 1]) * output
     if float(scheduler.init_noise_sigma) != 1.0:
         ratio = float(scheduler.sigmas[scheduler.step_index - 1])

@@ -20,6 +20,7 @@ HARMLESS = (
     r"The number of training batches .* is smaller than the logging interval",
     r"It is recommended to use `self.log\('loss/(val|test)['/-]",  # it is summed over all ranks before it is logged
     r".*TypedStorage is deprecated",  # torchao
+    r"TorchaoLoraLinear was instantiated without",  # merging in place is not done here
     r"Detected call of `lr_scheduler.step\(\)` before `optimizer.step\(\)`",
 )
 

@@ -19,6 +19,7 @@ START, END = "<!-- table: made by scripts/make_family_table.py -->", "<!-- end o
 LICENCES = {
     "AuraFlow": "Apache-2.0",
     "Chroma": "Apache-2.0",
+    "Sana": "NVIDIA NSCL v2-custom (not commercial), and Gemma's terms of use",
     "SD": "CreativeML Open RAIL-M (1.x), Open RAIL++-M (2.x)",
     "SDXL": "CreativeML Open RAIL++-M",
     "SDXLRefiner": "CreativeML Open RAIL++-M",
@@ -26,6 +27,8 @@ LICENCES = {
     "Flux": "dev: FLUX.1 [dev] Non-Commercial; schnell: Apache-2.0",
     "DeepFloydI": "DeepFloyd IF License",
     "DeepFloydII": "DeepFloyd IF License",
+    "PixArtSigma": "CreativeML Open RAIL++-M",
+    "Kolors": "Kolors Model License (research free; commercial use after registration)",
 }
 """Of the weights, as their model cards name it; read yours before you publish an adapter."""
 
@@ -36,7 +39,7 @@ def row(kind: type[Family]) -> str:
     latent += f", tokens of {kind.patch} x {kind.patch} cells" if kind.patch > 1 else ""
     about = (kind.__doc__ or "").split("\n")[0].rstrip(".")
     encoders = ", ".join(f"`{encoder}`" for encoder, _ in kind.text_encoder_names)
-    tiny = f"`{kind.tiny_autoencoder}`" if kind.tiny_autoencoder else "not needed"
+    tiny = f"`{kind.tiny_autoencoder}`" if kind.tiny_autoencoder else "not needed" if pixels else "none known"
     files = "folder, hub, single file" if kind.single_file_layouts else "folder, hub"
     cells = [f"`{kind.__name__}`", about, f"`{kind.pipeline_class}`", encoders, latent, kind.noise, tiny, files]
     return "| " + " | ".join([*cells, LICENCES[kind.__name__]]) + " |"

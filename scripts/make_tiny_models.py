@@ -14,21 +14,9 @@ import functools
 import pathlib
 from typing import Any
 
+from tiny_more import MORE
 from tiny_originals import write_single_file
-from tiny_parts import END, autoencoder, library, t5_encoder, text_encoder, write_t5_tokenizer, write_tokenizer
-
-
-def unet(**special: Any) -> Any:
-    """A UNet with the real models' structure: two resolutions, self and cross attention, time conditioning."""
-    shared: dict[str, Any] = {
-        "sample_size": 8,
-        "block_out_channels": (32, 64),
-        "layers_per_block": 1,
-        "norm_num_groups": 8,
-        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
-        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
-    }
-    return library("diffusers").UNet2DConditionModel(**{**shared, **special})
+from tiny_parts import END, autoencoder, library, t5_encoder, text_encoder, unet, write_t5_tokenizer, write_tokenizer
 
 
 def scheduler(prediction_type: str, zero_terminal_snr: bool) -> Any:
@@ -272,6 +260,7 @@ PARTS = {
     "sdxl-refiner": ("StableDiffusionXLImg2ImgPipeline", refiner_parts),
     "sd3": ("StableDiffusion3Pipeline", sd3_parts),
     "flux": ("FluxPipeline", flux_parts),
+    **MORE,
 }
 SINGLE_FILES = ("sd", "sdxl", "sdxl-refiner")
 

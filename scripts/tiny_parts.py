@@ -126,6 +126,19 @@ def autoencoder(scaling_factor: float, channels: int = 4, **options: Any) -> Any
     return vae
 
 
+def unet(**special: Any) -> Any:
+    """A UNet with the real models' structure: two resolutions, self and cross attention, time conditioning."""
+    shared: dict[str, Any] = {
+        "sample_size": 8,
+        "block_out_channels": (32, 64),
+        "layers_per_block": 1,
+        "norm_num_groups": 8,
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+    }
+    return library("diffusers").UNet2DConditionModel(**{**shared, **special})
+
+
 def write_t5_tokenizer(folder: pathlib.Path) -> Any:
     """A T5 tokenizer of the words, and of single letters for all others, as `tokenizer.json`."""
     letters = [chr(code) for code in range(33, 127)]

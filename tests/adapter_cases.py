@@ -1,6 +1,7 @@
 """One small UNet, one call of it, and every adapter that is accepted, for the tests of adapters and their files."""
 
 import pathlib
+from typing import ClassVar
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -93,6 +94,7 @@ class Named:
 
     export_prefix = "lora_unet"
     pipeline_prefix = "unet"
+    unread_formats: ClassVar[dict[str, str]] = {}
 
 
 def layer_weights(denoiser: torch.nn.Module) -> dict:

@@ -13,7 +13,21 @@ import torch
 from PIL import Image
 
 from dreamlit.errors import ModelError
-from dreamlit.families import SD, SD3, SDXL, AuraFlow, Chroma, DeepFloydI, DeepFloydII, Family, Flux, SDXLRefiner
+from dreamlit.families import (
+    SD,
+    SD3,
+    SDXL,
+    AuraFlow,
+    Chroma,
+    DeepFloydI,
+    DeepFloydII,
+    Family,
+    Flux,
+    Kolors,
+    PixArtSigma,
+    Sana,
+    SDXLRefiner,
+)
 from dreamlit.families.deepfloyd_two import TwoStages
 from dreamlit.families.flux import unpacked
 from tests.tiny import made
@@ -30,6 +44,10 @@ MODELS: dict[str, tuple[type[Family], str, dict[str, Any]]] = {
     "sd35": (SD3, "sd3", {"version": "3.5"}),
     "chroma": (Chroma, "chroma", {}),
     "auraflow": (AuraFlow, "auraflow", {}),
+    "kolors": (Kolors, "kolors", {}),
+    "pixart": (PixArtSigma, "pixart-sigma", {}),
+    "sana": (Sana, "sana", {}),
+    "sana15": (Sana, "sana", {"qk_norm": "rms_norm_across_heads"}),
     "flux_dev": (Flux, "flux", {}),
     "flux_schnell": (Flux, "flux", {"guidance": False}),
 }
@@ -45,6 +63,8 @@ FRAME = (100, 140, 3, 7, 64, 96)
 def make(name: str, folder: pathlib.Path, **options: Any) -> pathlib.Path:
     """The tiny model `name` of `MODELS` in `folder`."""
     _, family, own = MODELS[name]
+    if name == "kolors":
+        pytest.importorskip("sentencepiece", reason="its tokenizer needs it, and it is an extra")
     return made(family, folder, {**own, **options})
 
 
@@ -79,6 +99,11 @@ def stock_embeds(pipeline: Any, prompts: list[str], **options: Any) -> list[torc
     others: dict[str, Any] = {}
     if isinstance(pipeline, diffusers.IFPipeline | diffusers.IFSuperResolutionPipeline):
         return [pipeline.encode_prompt(prompts, do_classifier_free_guidance=False, **plain)[0]]
+    if isinstance(pipeline, diffusers.PixArtSigmaPipeline):
+        embeds, mask, *_ = pipeline.encode_prompt(prompts, do_classifier_free_guidance=False, **plain)
+        return [embeds, mask.float()]
+    if isinstance(pipeline, diffusers.SanaPipeline):
+        return sana_embeds(pipeline, prompts, **plain)
     if isinstance(pipeline, diffusers.StableDiffusion3Pipeline):
         others = {"prompt_2": None, "prompt_3": None}
     embeds = pipeline.encode_prompt(prompts, **others, do_classifier_free_guidance=False, **plain)
@@ -86,10 +111,19 @@ def stock_embeds(pipeline: Any, prompts: list[str], **options: Any) -> list[torc
     return [embeds[0], *([embeds[2]] if pooled else [])]
 
 
+def sana_embeds(pipeline: Any, prompts: list[str], **options: Any) -> list[torch.Tensor]:
+    """With the instruction of the pipeline's call; an empty prompt as it reads an empty negative one."""
+    told = inspect.signature(pipeline.__call__).parameters["complex_human_instruction"].default
+    embeds, mask, *negative = pipeline.encode_prompt(prompts, complex_human_instruction=told, **options)
+    for row in [row for row, prompt in enumerate(prompts) if not prompt]:
+        embeds[row], mask[row] = negative[0][row], negative[1][row]
+    return [embeds, mask.float()]
+
+
 def size_options(family: type[Family], height: int, width: int) -> dict[str, Any]:
     """What the pipeline is told of sizes, as `FRAME` has them."""
     conditioned = {"original_size": FRAME[:2], "crops_coords_top_left": FRAME[2:4], "target_size": FRAME[4:]}
-    if family is SDXL:
+    if family in (SDXL, Kolors):
         return {"height": height, "width": width, **conditioned}
     if family is SDXLRefiner:
         return {"image": torch.rand(2, 3, height, width), "strength": 0.4, "aesthetic_score": 7.0, **conditioned}
@@ -123,12 +157,18 @@ def calls_of(pipeline: Any, prompts: list[str], **options: Any) -> list[Any]:
     denoiser = pipeline.transformer if hasattr(pipeline, "transformer") else pipeline.unet
     denoiser.register_forward_hook(record, with_kwargs=True)
     steps = 5 if "strength" in options else 2
-    if "clean_caption" in inspect.signature(pipeline.__call__).parameters:
-        options["clean_caption"] = False
+    if off := switched_off(pipeline):
+        options |= off
     else:
         options["output_type"] = "latent"
     pipeline(prompts, num_inference_steps=steps, guidance_scale=1.0, **options)
     return calls
+
+
+def switched_off(pipeline: Any) -> dict[str, bool]:
+    """What a pipeline does to captions and sizes unless it is told not to."""
+    taken = inspect.signature(pipeline.__call__).parameters
+    return {name: False for name in ("clean_caption", "use_resolution_binning") if name in taken}
 
 
 def state(
@@ -155,8 +195,9 @@ def image(pipeline: Any, seed: int = 0) -> torch.Tensor:
         options["noise_level"] = 250
     if isinstance(pipeline, diffusers.StableDiffusionXLImg2ImgPipeline):
         options = {"image": torch.full((1, 3, 64, 64), 0.5), "strength": 1.0}
-    if isinstance(pipeline, diffusers.IFPipeline | diffusers.IFSuperResolutionPipeline | TwoStages):
+    if isinstance(pipeline, TwoStages):
         options["clean_caption"] = False
+    options |= switched_off(pipeline)
     options |= {"num_inference_steps": 2, "output_type": "pt", "generator": generator}
     return pipeline("a dog", **options).images.float()
 

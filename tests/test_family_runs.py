@@ -18,7 +18,23 @@ from dreamlit.types import Batch, Role
 from tests.family_cases import FRAME, MODELS, loaded, predicted, state, stock
 from tests.runs import base_config, checkpoint, fit, merged, regularisation, write_masks, write_photos
 
-RUNS = ("sd1", "sdxl", "refiner", "if1", "if2", "sd35", "flux_dev", "flux_schnell", "chroma", "auraflow")
+RUNS = (
+    "sd1",
+    "sdxl",
+    "refiner",
+    "if1",
+    "if2",
+    "sd35",
+    "flux_dev",
+    "flux_schnell",
+    "chroma",
+    "auraflow",
+    "kolors",
+    "pixart",
+    "sana",
+)
+IN_DIFFUSERS = tuple(name for name in RUNS if "diffusers" not in MODELS[name][0].unread_formats)
+"""Whose adapters diffusers loads."""
 ADAPTERS: dict[str, dict[str, Any]] = {
     "LoRA": {"rank": 4, "dropout": 0.1},
     "LyCORIS": {"algo": "lokr", "rank": 4, "factor": 4, "preset": "attn-mlp"},
@@ -130,7 +146,7 @@ def test_a_step_of_the_objective_reaches_every_tensor_of_the_adapter(family_fold
 # what others make of the files ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", IN_DIFFUSERS)
 def test_diffusers_own_loader_makes_the_same_model_of_the_file(tmp_path, family_folders, name):
     kind, folder = MODELS[name][0], family_folders(name)
     family, adapter = attached(kind, folder, functools.partial(LoRA, 4, alpha=2), by=0.5)
@@ -170,22 +186,28 @@ COMFY: dict[str, list[str]] = {
         rf"transformer_blocks\.\d+\.({'|'.join(IN_BLOCKS)})",
         r"single_transformer_blocks\.\d+\.(attn\.to_[qkv]|norm\.linear|proj_mlp|proj_out)",
     ],
-}
-"""Modules that ComfyUI knows (`mmdit_to_diffusers`, `flux_to_diffusers` of its comfy/utils.py), which it finds under
-`lora_transformer_` with underscores for dots, `transformer.` with dots, and `lycoris_` (comfy/lora.py)."""
+    "pixart": [
+        r"transformer_blocks\.\d+\.(attn[12]\.to_([qkv]|out\.0)|ff\.net\.(0\.proj|2))",
+        r"caption_projection\.linear_[12]", r"adaln_single\.(linear|emb\.timestep_embedder\.linear_[12])", "proj_out",
+    ],
+}  # fmt: skip
+"""Modules that ComfyUI knows (`mmdit_to_diffusers`, `flux_to_diffusers`, `pixart_to_diffusers` of its comfy/utils.py),
+which it finds under `transformer.` with dots; those of SD3 and Flux also under `lora_transformer_` with underscores for
+dots, and `lycoris_` (comfy/lora.py)."""
 
 
-@pytest.mark.parametrize("format", ["kohya", "diffusers"])
-@pytest.mark.parametrize("name", COMFY)
+@pytest.mark.parametrize(
+    ("name", "format"), [(name, kind) for name in COMFY for kind in ("kohya", "diffusers")[: 2 - (name == "pixart")]]
+)
 def test_comfyui_knows_every_key(tmp_path, family_folders, name, format):
-    family, adapter = attached(
-        MODELS[name][0], family_folders(name), functools.partial(LoRA, 4, targets="attention-mlp")
-    )
+    targets = "all-linear" if name == "pixart" else "attention-mlp"
+    family, adapter = attached(MODELS[name][0], family_folders(name), functools.partial(LoRA, 4, targets=targets))
     path = export(adapter, tmp_path / "a.safetensors", family=family, format=format)
     linear = [key for key, module in stock_modules(family_folders(name)) if isinstance(module, torch.nn.Linear)]
     known = [key for key in linear if any(re.fullmatch(pattern, key) for pattern in COMFY[name])]
     names = {
-        f"lora_transformer_{key.replace('.', '_')}" if format == "kohya" else f"transformer.{key}" for key in known
+        f"lora_transformer_{key.replace('.', '_')}" if format == "kohya" and name != "pixart" else f"transformer.{key}"
+        for key in known
     }
     with safe_open(path, "pt") as file:
         ends = r"\.(lora_(down|up)\.weight|alpha|lora_[AB]\.weight)$"

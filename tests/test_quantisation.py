@@ -73,11 +73,16 @@ def test_looking_at_a_layer_never_changes_it(level, dtype):
     assert torch.equal(trained(layer), wanted)
 
 
+@pytest.mark.parametrize("size", [128, 1024])
 @pytest.mark.parametrize("level", HERE)
-def test_a_transposed_input_is_taken(level):
-    x = torch.randn(128, 6, generator=torch.Generator().manual_seed(1)).bfloat16().T
-    layer = quantised(linear(torch.bfloat16), LEVELS[level])
-    assert torch.equal(layer(x), layer(x.contiguous()))
+def test_transposed_and_uncast_inputs_are_taken_in_mixed_precision(level, size):
+    """A layer norm hands on float32 under autocast; other sizes mean other kernels."""
+    x = torch.randn(size, 6, generator=torch.Generator().manual_seed(1)).bfloat16().T
+    layer = quantised(linear(torch.bfloat16, size), LEVELS[level])
+    with torch.autocast("cpu", torch.bfloat16):
+        wanted = layer(x.contiguous())
+        assert torch.equal(layer(x), wanted)
+        torch.testing.assert_close(layer(x.float()).float(), wanted.float(), atol=0.2, rtol=0.02)
 
 
 def test_the_layers_of_blocks_are_stored_and_embedders_and_last_layers_are_not():

@@ -14,7 +14,7 @@ import torch
 from dreamlit.families import SDXL
 from dreamlit.quantisation import LEVELS
 from dreamlit.quantisation.layers import is_quantised, quantise
-from tests.family_cases import MODELS, predicted
+from tests.family_cases import MODELS, ONE_EACH, predicted
 from tests.runs import assert_same_state, base_config, checkpoint, fit, merged, regularisation, run, write_photos
 
 HERE = [name for name, level in LEVELS.items() if "cpu" in level.devices]
@@ -23,9 +23,10 @@ ADAPTERS: tuple[dict[str, Any], ...] = (
     {"class_path": "LyCORIS", "init_args": {"algo": "lokr", "rank": 4, "factor": 4}},
 )
 SIZES = [(64, 64), (96, 64)]
-MATRIX = [
-    (level, name, ADAPTERS[(n + m) % 2]) for n, level in enumerate(HERE) for m, name in enumerate(("sdxl", "flux_dev"))
-]
+ALSO = ("int8-quanto", "int8-torchao", "nf4-bnb")
+"""Levels with both adapters and both shapes; the others with one of each."""
+MATRIX = [(level, ("sdxl", "flux_dev")[n % 2], n // 2 % 2) for n, level in enumerate(HERE)]
+MATRIX += [(level, name, which) for level in ALSO for name in ("sdxl", "flux_dev") for which in (0, 1)]
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +82,7 @@ def test_the_teacher_is_the_base_in_few_bits(family_folders):
         assert torch.equal(predicted(family), live)
 
 
-@pytest.mark.parametrize("name", ["sdxl", "sd35", "flux_dev", "chroma"])
+@pytest.mark.parametrize("name", ONE_EACH)
 @pytest.mark.parametrize("level", ["int8-torchao", "nf4-bnb", "int8-quanto"])
 def test_streaming_gives_the_same_bits_as_loading_whole(family_folders, name, level):
     kind, folder = MODELS[name][0], str(family_folders(name))

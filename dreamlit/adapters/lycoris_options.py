@@ -57,6 +57,8 @@ BEYOND = (
     "ChromaSingleTransformerBlock",
     "AuraFlowJointTransformerBlock",
     "AuraFlowSingleTransformerBlock",
+    "BasicTransformerBlock",
+    "SanaTransformerBlock",
     "Attention",
 )
 """Blocks that the library's presets do not name; the last for DeepFloyd, whose attention is in no transformer."""

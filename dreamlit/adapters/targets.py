@@ -46,7 +46,8 @@ class Layer:
 def layers(denoiser: nn.Module) -> list[Layer]:
     """Every linear and 2-D convolution layer with the classes that contain it, in the model's own order.
 
-    Without layers that the output does not depend on: an update of them would never get a gradient.
+    Without layers that the output does not depend on, whose update would never get a gradient, and without grouped
+    convolutions, which have no rank to speak of and which peft and LyCORIS cannot adapt.
     """
     from torch import nn
 
@@ -57,7 +58,7 @@ def layers(denoiser: nn.Module) -> list[Layer]:
         parent = classes.get(name.rpartition(".")[0], ()) if name else ()
         classes[name] = (*parent, type(module).__name__)
         linear = isinstance(module, nn.Linear)
-        if name not in idle and (linear or isinstance(module, nn.Conv2d)):
+        if name not in idle and (linear or (isinstance(module, nn.Conv2d) and module.groups == 1)):
             kernel = 1 if linear else max(module.kernel_size)
             found.append(Layer(name, module, classes[name], kernel > 1, linear))
     return found
@@ -92,6 +93,8 @@ def select(denoiser: nn.Module, targets: str | Iterable[str]) -> list[Layer]:
 def _in_preset(layer: Layer, preset: str) -> bool:
     if preset == "full":
         return True
+    if "GLUMBConv" in layer.classes:  # Sana's feed-forward, whose linear layers are 1x1 convolutions
+        return preset == "attention-mlp" and not layer.convolution
     if not layer.linear:
         return False
     inside = any(name.endswith("Attention") for name in layer.classes)

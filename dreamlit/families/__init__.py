@@ -6,6 +6,9 @@ from dreamlit.families.chroma import Chroma
 from dreamlit.families.deepfloyd import DeepFloydI
 from dreamlit.families.deepfloyd_two import DeepFloydII
 from dreamlit.families.flux import Flux
+from dreamlit.families.kolors import Kolors
+from dreamlit.families.pixart import PixArtSigma
+from dreamlit.families.sana import Sana
 from dreamlit.families.sd import SD
 from dreamlit.families.sd3 import SD3
 from dreamlit.families.sdxl import SDXL
@@ -21,5 +24,8 @@ __all__ = [
     "DeepFloydII",
     "Family",
     "Flux",
+    "Kolors",
+    "PixArtSigma",
     "SDXLRefiner",
+    "Sana",
 ]

@@ -37,7 +37,10 @@ class Family(Drawing, ABC):
     tiny_autoencoder: ClassVar[str] = ""
     """Hub id of an AutoencoderTiny that fits, for people; see `tiny_vae`."""
     export_prefix: ClassVar[str] = "lora_unet"
+    """Begins the names of layers in files that ComfyUI reads, with `_` for their dots unless it ends in a dot."""
     pipeline_prefix: ClassVar[str] = "unet"
+    unread_formats: ClassVar[dict[str, str]] = {}
+    """Formats of adapter files that nothing reads for this family -> why."""
     pipeline_class: ClassVar[str] = ""
     """Name of the diffusers pipeline, as `model_index.json` has it."""
     denoiser_name: ClassVar[str] = "unet"
@@ -243,7 +246,7 @@ class Family(Drawing, ABC):
         if self.channels_last:
             denoiser.to(memory_format=torch.channels_last)
         if self.compile:
-            denoiser.compile_repeated_blocks()
+            loading.compile_blocks(denoiser)
 
     # Use -----------------------------------------------------------------------------------------------------------
 

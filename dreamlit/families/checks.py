@@ -12,7 +12,7 @@ from dreamlit.families.files import STEMS, ModelFiles, read_header, read_json, v
 if TYPE_CHECKING:
     from dreamlit.families.base import Family
 
-TOKENIZER_FILES = ("vocab.json", "tokenizer.json", "spiece.model")
+TOKENIZER_FILES = ("vocab.json", "tokenizer.json", "spiece.model", "tokenizer.model")
 
 
 def path_faults(family: Family) -> list[str]:
@@ -97,7 +97,8 @@ def component_faults(family: Family, name: str, entry: Any) -> Iterator[str]:
 
 def vae_stride(config: dict[str, Any]) -> int:
     """Pixels per latent cell of an autoencoder with this configuration."""
-    return 2 ** (len(config.get("block_out_channels", (64,))) - 1)
+    blocks = config.get("block_out_channels") or config.get("encoder_block_out_channels") or (64,)
+    return 2 ** (len(blocks) - 1)
 
 
 def vae_faults(family: Family, files: ModelFiles) -> Iterator[str]:
@@ -140,5 +141,5 @@ def concrete_families() -> list[type[Family]]:
     while waiting:
         kind = waiting.pop()
         waiting += kind.__subclasses__()
-        found += [] if inspect.isabstract(kind) else [kind]
+        found += [] if inspect.isabstract(kind) or kind in found else [kind]
     return sorted(found, key=lambda kind: (not kind.__module__.startswith("dreamlit."), kind.__name__))

@@ -12,8 +12,10 @@ from typing import Any
 
 from dreamlit.errors import ModelError
 
-STEMS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}
+STEMS = {"diffusers": "diffusion_pytorch_model", "transformers": "model", "kolors": "model"}
 """Names of weight files by the library that wrote them; other libraries would mean to run a model's own code."""
+MODULES = {"kolors": "diffusers.pipelines.kolors"}
+"""Where the classes of a library of `STEMS` are, if not in a module of its name: those of one pipeline of diffusers."""
 PICKLES = {".ckpt", ".pt", ".pth", ".bin"}
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 LAYOUT = ["*.json", "*.txt", "*.model"]

@@ -24,6 +24,8 @@ class FlowTransformer(Family):
     denoiser_name = "transformer"
     export_prefix = "lora_transformer"
     pipeline_prefix = "transformer"
+    convolutions: ClassVar[bool] = False
+    """Whether there are convolutions in its blocks."""
     t5_names: ClassVar[tuple[str, str]]
     """The T5 encoder and its tokenizer, as `model_index.json` names them."""
     t5_tokens: ClassVar[int]
@@ -44,7 +46,7 @@ class FlowTransformer(Family):
 
     def option_faults(self) -> list[str]:
         faults = []
-        if self.channels_last:
+        if self.channels_last and not self.convolutions:
             faults.append("channels_last does nothing for a transformer, which has no convolutions; leave it out")
         try:
             self.process()
@@ -64,7 +66,9 @@ class FlowTransformer(Family):
         if self.shift is None:
             return super().scheduler()
         kind = loading.component_class(self.files.index, "scheduler")
-        return kind.from_config({**self._schedule(), "shift": self.shift, "use_dynamic_shifting": False})
+        schedule = self._schedule()
+        name = "flow_shift" if "flow_shift" in schedule else "shift"
+        return kind.from_config({**schedule, name: self.shift, "use_dynamic_shifting": False})
 
     def clip(self, number: int, prompts: list[str], **options: Any) -> Any:
         """Output of the CLIP text encoder `number` from 0. Where T5 reads the whole prompt, its cut is not told."""

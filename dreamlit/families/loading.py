@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from dreamlit.errors import ModelError
-from dreamlit.families.files import STEMS, ModelFiles, read_header, vae_folder
+from dreamlit.families.files import MODULES, STEMS, ModelFiles, read_header, vae_folder
 from dreamlit.quiet import no_weight_bars
 
 if TYPE_CHECKING:
@@ -27,11 +27,19 @@ SINGLE_FILE_PREFIXES = {
 
 def component_class(index: dict[str, Any], name: str) -> type[Any]:
     """The class that `model_index.json` names for a component."""
-    library, class_name = index[name]
-    found = getattr(importlib.import_module(library), class_name, None) if library in STEMS else None
+    library, class_name = map(str, index[name])
+    module = MODULES.get(library, library)
+    found = getattr(importlib.import_module(module), class_name, None) if library in STEMS else None
     if found is None:
         raise ModelError(f"model_index.json names {library}.{class_name} for {name!r}, which is not available here")
     return found
+
+
+def compile_blocks(denoiser: Any) -> None:
+    """Compiles the denoiser's repeated blocks; not all models of diffusers name them as such."""
+    if not getattr(denoiser, "_repeated_blocks", None):
+        denoiser._repeated_blocks = [name for name in denoiser._no_split_modules if name.endswith("Block")]
+    denoiser.compile_repeated_blocks()
 
 
 def load_config_object(files: ModelFiles, name: str) -> Any:
@@ -50,7 +58,8 @@ def load_model(files: ModelFiles, name: str, dtype: torch.dtype) -> nn.Module:
 
 def load_from_folder(folder: pathlib.Path, kind: type[Any], variant: str | None, dtype: torch.dtype) -> nn.Module:
     """A component from its folder in the diffusers layout."""
-    dtype_name = "torch_dtype" if kind.__module__.startswith("diffusers.") else "dtype"
+    of_transformers = any(base.__module__.startswith("transformers.") for base in kind.__mro__)
+    dtype_name = "dtype" if of_transformers else "torch_dtype"
     options = {"variant": variant, "use_safetensors": True, "local_files_only": True, dtype_name: dtype}
     try:
         with no_weight_bars():

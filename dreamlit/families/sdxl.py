@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from dreamlit.families.ddpm import DDPM
 from dreamlit.families.latent_diffusion import LatentDiffusion
 from dreamlit.families.text import denoiser_dtype
 
@@ -13,11 +14,32 @@ if TYPE_CHECKING:
     from dreamlit.types import Conditioning
 
 
-class SDXL(LatentDiffusion):
+class SizedUNet(DDPM):
+    """A UNet that is told pooled text and the sizes of the image."""
+
+    tiny_autoencoder = "madebyollin/taesdxl"
+
+    def predict(
+        self, x_t: Tensor, t: Tensor, conditioning: Conditioning, frame: Tensor, denoiser: nn.Module | None = None
+    ) -> Tensor:
+        import torch
+
+        denoiser = self.denoiser if denoiser is None else denoiser
+        device, dtype = x_t.device, denoiser_dtype(denoiser)
+        added = {
+            "text_embeds": conditioning["pooled_prompt_embeds"].to(device, dtype),
+            # the pipeline's order: original (h, w), crop (top, left), target (h, w); bfloat16 would round the sizes
+            "time_ids": frame.to(device, torch.float32),
+        }
+        embeds = conditioning["prompt_embeds"].to(device, dtype)
+        output = denoiser(x_t.to(dtype), t, encoder_hidden_states=embeds, added_cond_kwargs=added, return_dict=False)
+        return output[0].float()
+
+
+class SDXL(SizedUNet, LatentDiffusion):
     """Stable Diffusion XL: two text encoders, and the image's size and crop as conditioning."""
 
     pipeline_class = "StableDiffusionXLPipeline"
-    tiny_autoencoder = "madebyollin/taesdxl"
     layers_left_out = 1
     text_encoder_names = (("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2"))
     single_file_layouts = {"conditioner.embedders.1.": "stabilityai/stable-diffusion-xl-base-1.0"}
@@ -36,22 +58,6 @@ class SDXL(LatentDiffusion):
             pooled = output[0].float().cpu()
         assert pooled is not None
         return {"prompt_embeds": torch.cat(embeds, dim=-1), "pooled_prompt_embeds": pooled}
-
-    def predict(
-        self, x_t: Tensor, t: Tensor, conditioning: Conditioning, frame: Tensor, denoiser: nn.Module | None = None
-    ) -> Tensor:
-        import torch
-
-        denoiser = self.denoiser if denoiser is None else denoiser
-        device, dtype = x_t.device, denoiser_dtype(denoiser)
-        added = {
-            "text_embeds": conditioning["pooled_prompt_embeds"].to(device, dtype),
-            # the pipeline's order: original (h, w), crop (top, left), target (h, w); bfloat16 would round the sizes
-            "time_ids": frame.to(device, torch.float32),
-        }
-        embeds = conditioning["prompt_embeds"].to(device, dtype)
-        output = denoiser(x_t.to(dtype), t, encoder_hidden_states=embeds, added_cond_kwargs=added, return_dict=False)
-        return output[0].float()
 
     def pipeline_options(self) -> dict[str, object]:
         zeros = self.files.index.get("force_zeros_for_empty_prompt", True)

@@ -41,7 +41,7 @@ def streamed(family: Family, name: str, level: str, device: Any) -> nn.Module | 
     from safetensors import SafetensorError
 
     folder, kind = family.files.folder / name, component_class(family.files.index, name)
-    files = weight_files(folder, kind.__module__.partition(".")[0], family.files.variant)
+    files = weight_files(folder, family.files.index[name][0], family.files.variant)
     model = empty(kind, folder)
     try:
         if tensor_names(files) - model.state_dict().keys():
@@ -59,7 +59,7 @@ def empty(kind: type[Any], folder: pathlib.Path) -> Any:
     import accelerate
 
     with accelerate.init_empty_weights(include_buffers=False):
-        if kind.__module__.startswith("diffusers."):
+        if hasattr(kind, "from_config"):  # of diffusers
             return kind.from_config(read_json(folder / "config.json"))
         return kind(kind.config_class.from_pretrained(folder, local_files_only=True))
 

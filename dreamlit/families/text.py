@@ -10,22 +10,29 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-def tokens(tokenizer: Any, prompts: list[str], told: set[str], length: int | None = None) -> tuple[Tensor, Tensor]:
+def tokens(
+    tokenizer: Any, prompts: list[str], told: set[str], length: int | None = None, ahead: str = ""
+) -> tuple[Tensor, Tensor]:
     """Token ids and attention mask, both [B, length]. A longer prompt is cut, and said once.
 
     Args:
         told: Prompts of which it was said; grows. Errors: `ValueError` for no prompt at all.
         length: Tokens that the encoder reads; by default the tokenizer's own limit.
+        ahead: Text that stands before each prompt; nobody is told of it.
     """
     if not prompts:
         raise ValueError("no prompt was given")
     limit: int = length or tokenizer.model_max_length
-    ids = tokenizer(prompts, padding="max_length", max_length=limit, truncation=True, return_tensors="pt")
-    for prompt, whole in zip(prompts, tokenizer(prompts, verbose=False)["input_ids"], strict=True):
+    texts, before = [ahead + prompt for prompt in prompts], len(tokenizer.encode(ahead)) if ahead else 0
+    ids = tokenizer(texts, padding="max_length", max_length=limit, truncation=True, return_tensors="pt")
+    wholes = tokenizer(texts, verbose=False)["input_ids"]
+    for prompt, whole, kept in zip(prompts, wholes, ids["input_ids"], strict=True):
         if len(whole) > limit and prompt not in told:
             told.add(prompt)
-            lost = textwrap.shorten(tokenizer.decode(whole[limit - 1 : -1]), 100)
-            excess = f"has {len(whole)} tokens and the text encoder reads {limit}; it will not see {lost!r}"
+            ends = int(whole[-1] == kept[-1])  # most tokenizers keep a token for the end
+            lost = textwrap.shorten(tokenizer.decode(whole[limit - ends : len(whole) - ends]), 100)
+            counts = f"has {len(whole) - before} tokens and the text encoder reads {limit - before}"
+            excess = f"{counts}; it will not see {lost!r}"
             warnings.warn(f"caption {textwrap.shorten(prompt, 100)!r} {excess}", stacklevel=4)
     return ids["input_ids"], ids["attention_mask"]
 

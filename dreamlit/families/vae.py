@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def encode(vae: Any, pixels: Tensor, stride: int) -> Tensor:
     """Pixels [B, 3, H, W] in [-1, 1] -> scaled latents [B, C, H / stride, W / stride], float32 on the CPU.
 
-    The mode of the posterior, so that the same photo gives the same latent.
+    The mode of the posterior, so that the same photo gives the same latent; some autoencoders have no posterior.
     """
     import torch
 
@@ -24,7 +24,8 @@ def encode(vae: Any, pixels: Tensor, stride: int) -> Tensor:
     if not (low >= -1.001 and high <= 1.001):
         raise ValueError(f"pixels lie in [{low:g}, {high:g}]; [-1, 1] is expected")
     with torch.no_grad(), torch.autocast(vae.device.type, enabled=False):
-        mode = vae.encode(pixels.to(vae.device, torch.float32)).latent_dist.mode()
+        encoded = vae.encode(pixels.to(vae.device, torch.float32))
+    mode = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latent
     shift, scale = statistics(vae.config, mode)
     latents = ((mode - shift) * scale).cpu()
     finite = latents.isfinite().flatten(1).all(1)

@@ -32,13 +32,16 @@ def _by_quanto(layer: nn.Linear, kind: str) -> nn.Linear:
 
     made: Any = quanto.nn.QLinear.from_module(layer, weights=getattr(quanto, kind))
     made.freeze()
-    made.register_forward_pre_hook(_contiguous)
+    made.register_forward_pre_hook(_as_the_kernels_want)
     return made
 
 
-def _contiguous(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """The kernel of torch that quanto calls for eight bits on a CPU refuses transposed inputs."""
-    return inputs[0].contiguous(), *inputs[1:]
+def _as_the_kernels_want(module: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Inputs in the weight's precision, which autocast only brings about for torch's own layers, and in order.
+
+    The kernels that quanto calls on a CPU, for four and for eight bits, refuse others.
+    """
+    return inputs[0].to(module.weight.dtype).contiguous(), *inputs[1:]
 
 
 def _by_torchao(layer: nn.Linear, kind: str) -> nn.Linear:
