@@ -5,7 +5,7 @@
 Models are randomly initialised with the structure of SDXL's UNet and of Flux.1's transformer: `small` (20 to 45 million
 weights), `middle` (150 to 400 million) and `full` (2.6 and 11.9 billion: for a GPU). Each level gets a model of its own
 from the same seed. A step is forward, backward and AdamW of a LoRA of rank 16 with gradient checkpointing. Levels that
-do not work on the device are listed with the reason. The ratios are the point: all runs in one process, one after another.
+do not work on the device are listed with the reason. The ratios are the point: it is all one process.
 """
 
 from __future__ import annotations
