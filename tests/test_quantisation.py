@@ -73,6 +73,16 @@ def test_looking_at_a_layer_never_changes_it(level, dtype):
     assert torch.equal(trained(layer), wanted)
 
 
+@pytest.mark.parametrize("size", [20, 24, 40])
+@pytest.mark.parametrize("level", HERE)
+def test_layers_of_odd_sizes_are_right_or_left_alone(level, size):
+    model = nn.ModuleDict({"0": linear(torch.bfloat16, size)})
+    x = torch.randn(7, size, generator=torch.Generator().manual_seed(1)).bfloat16()
+    quantise(model, level)
+    by_hand = x.float() @ weight_of(model["0"]).float().T + model["0"].bias.float()
+    assert (model["0"](x).float() - by_hand).norm() / by_hand.norm() < 0.02
+
+
 @pytest.mark.parametrize("size", [128, 1024])
 @pytest.mark.parametrize("level", HERE)
 def test_transposed_and_uncast_inputs_are_taken_in_mixed_precision(level, size):

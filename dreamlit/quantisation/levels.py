@@ -44,7 +44,8 @@ class Level:
 LEVELS: dict[str, Level] = {
     "int2-quanto": Level("optimum.quanto", "qint2", 2, ("int4-quanto", "nf4-bnb")),
     "int4-quanto": Level("optimum.quanto", "qint4", 4, ("nf4-bnb", "int8-quanto")),
-    "int8-quanto": Level("optimum.quanto", "qint8", 8, ("int8-torchao", "int8-bnb")),
+    # torch's kernel for it on a CPU (_weight_int8pack_mm of 2.13) reads past the end of other rows, or crashes.
+    "int8-quanto": Level("optimum.quanto", "qint8", 8, ("int8-torchao", "int8-bnb"), multiple=16),
     "fp8-quanto": Level("optimum.quanto", "qfloat8", 8, ("int8-quanto", "int8-torchao"), capability=FP8_CAPABILITY),
     "int8-torchao": Level("torchao", "Int8WeightOnlyConfig", 8, ("int8-quanto", "int8-bnb")),
     "int4-torchao": Level(
