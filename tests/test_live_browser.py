@@ -14,7 +14,7 @@ import pytest
 from dreamlit.live import feed
 from dreamlit.live.files import RunFolder
 from dreamlit.live.server import PageServer
-from test_live import emit, picture, preview_run
+from live_runs import emit, picture, preview_run
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(
