@@ -230,6 +230,15 @@ def test_full_weights_with_a_teacher_go_on_from_one_process_on_two(tmp_path, tin
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("level", ["int8-torchao", "nf4-bnb", "int8-quanto"])
+def test_a_base_in_few_bits_is_the_same_on_two_processes(tmp_path, tiny_model, photos, others, level):
+    parts, stored = (tmp_path, tiny_model, photos, others, "LoRA"), {"model.base_model_precision": level}
+    alone = fit(configured(*parts, "alone", **stored))
+    together = fit_on_ranks(configured(*parts, "together", **stored, **TWO_PROCESSES))
+    assert_same_end(alone, together, "LoRA")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_rank_that_fails_ends_all(tmp_path, tiny_model, photos, others, rank):
     config = configured(tmp_path, tiny_model, photos, others, "LoRA", "run", **TWO_PROCESSES)
