@@ -37,7 +37,7 @@ FLUX: dict[str, dict[str, Any]] = {
 
 
 def sdxl(size: str) -> Any:
-    from diffusers import UNet2DConditionModel
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
     return UNet2DConditionModel(
         sample_size=128,
@@ -54,7 +54,7 @@ def sdxl(size: str) -> Any:
 
 
 def flux(size: str) -> Any:
-    from diffusers import FluxTransformer2DModel
+    from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
 
     return FluxTransformer2DModel(
         in_channels=64, attention_head_dim=128, guidance_embeds=True, joint_attention_dim=4096, **FLUX[size]
