@@ -18,6 +18,7 @@ COMMANDS = {
     "plan": "Print what would be seen when; --preview DIR writes the exact training pictures.",
     "sample": "Images from an exported adapter file.",
     "export": "Adapter files from a checkpoint; --check proves that they load.",
+    "class-images": "Regularisation images by the base model itself, in the sizes of the subject's photos.",
     "inspect": "Format, algorithm, rank, alpha and matched modules of an adapter file.",
     "cache": "Verify or clean a cache folder: cache verify DIR, cache gc DIR.",
     "precisions": "Which precisions of a frozen model work on this machine, tried, with bytes per weight.",
@@ -39,7 +40,7 @@ HELP = f"""usage: dreamlit COMMAND --config run.yaml [--model.adapter.rank 8 ...
 Subject-driven fine-tuning of diffusion models. Version {__version__}.
 
 commands:
-{chr(10).join(f"  {name:<10} {text}" for name, text in COMMANDS.items())}
+{chr(10).join(f"  {name:<12} {text}" for name, text in COMMANDS.items())}
 
 dreamlit COMMAND --help lists the options of a command.
 dreamlit fit --config run.yaml --print_config prints the resolved configuration and stops.

@@ -159,3 +159,53 @@ class Trainer(pl.Trainer):
         given |= {"sampler": sampler, "negative_prompt": negative_prompt, "width": width, "height": height}
         given |= {"prompt": prompt, "count": count, "seed": seed}
         sample(self, model, {k: v for k, v in given.items() if v is not None}, adapter, output, from_recipe)
+
+    def class_images(
+        self,
+        model: Any,
+        datamodule: Any,
+        prompt: str | list[str] | None = None,
+        count: int = 100,
+        output: str | None = None,
+        sizes: list[str] | None = None,
+        encoder: str | None = None,
+        near_duplicate: float | None = None,
+        look_alike: float | None = None,
+        steps: int | None = None,
+        guidance_scale: float | None = None,
+        guidance_rescale: float | None = None,
+        sampler: str | None = None,
+        negative_prompt: str | None = None,
+        batch_size: int | None = None,
+        seed: int | None = None,
+        dry_run: bool = False,
+    ) -> None:
+        """Make regularisation images with the base model, captions beside them. Called again, it goes on.
+
+        Args:
+            prompt: One or several prompts; "a photo of a {brown|black|} dog {on grass|in a room}" stands for all its
+                combinations. By default that of the configuration's regularisation dataset.
+            count: Images to have in the end.
+            output: Folder for them; by default that of the configuration's regularisation dataset.
+            sizes: Sizes such as 1024x768; by default those that the subject's photos are trained at.
+            encoder: Folder or hub id of a CLIP or DINO; with it images that are nearly the same, or look like the
+                subject, are rejected and others drawn in their place.
+            near_duplicate: Cosine to another image above which one is rejected (default: 0.97).
+            look_alike: Cosine to a photo of the subject above which one is rejected (default: that
+                of the two photos that are most alike).
+            steps: Sampler steps (default: 30).
+            guidance_scale: Guidance (default: the model's usual one).
+            guidance_rescale: From 0 (default: off) to 1: takes back the glare of strong guidance (arXiv 2305.08891).
+            sampler: `ddim`, `euler`, `dpm` or `unipc`; by default the one that the model comes with.
+            negative_prompt: What to steer away from.
+            batch_size: Images that are drawn together (default: 4).
+            seed: By default the run's; each image has its own from it.
+            dry_run: Only say what would be drawn.
+        """
+        from dreamlit.class_images import class_images
+
+        given = {"steps": steps, "guidance_scale": guidance_scale, "guidance_rescale": guidance_rescale}
+        given |= {"sampler": sampler, "negative_prompt": negative_prompt, "batch_size": batch_size, "seed": seed}
+        given |= {"prompt": prompt, "sizes": sizes, "encoder": encoder, "dry_run": dry_run}
+        given |= {"near_duplicate": near_duplicate, "look_alike": look_alike}
+        class_images(self, model, datamodule, count, output, {k: v for k, v in given.items() if v is not None})

@@ -42,6 +42,7 @@ SUBCOMMANDS: dict[str, set[str]] = {
     "plan": {"model", "datamodule"},
     "sample": {"model", "datamodule"},
     "export": {"model", "datamodule"},
+    "class_images": {"model", "datamodule"},
 }
 """The commands, each with the arguments of its Trainer method that are not for the command line."""
 
@@ -50,7 +51,7 @@ CKPT_PATH_HELP = {
     "a new run if there is none).",
     "validate": "Checkpoint whose weights are used: `last`, `best` or its path; left out, the model as it starts.",
 }
-FLAGS = ("--check",)
+FLAGS = ("--check", "--dry_run")
 DEFAULT_LEARNING_RATE = 1e-4
 ONCE_ONLY = ("config", "extends", "ckpt_path", "verbose")
 """Keys of one call, or already applied: they have no place in a resolved configuration."""
@@ -130,7 +131,7 @@ class DreamlitCLI(LightningCLI):
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(
-            klass, subcommand, **{**kwargs, "description": COMMANDS[subcommand]}
+            klass, subcommand, **{**kwargs, "description": COMMANDS[subcommand.replace("_", "-")]}
         )
         if subcommand in ("fit", "validate", "test", "predict"):  # Lightning's words on it hold for other programs
             help_of(parser, "ckpt_path", CKPT_PATH_HELP.get(subcommand, CKPT_PATH_HELP["validate"]))
@@ -278,7 +279,7 @@ def made(args: list[str], run_command: bool = True) -> DreamlitCLI:
     token = base_folder.set(os.getcwd())
     try:
         # Lightning starts further processes with this process's command line, so it must say what is run.
-        sys.argv[1:] = expand_layers(with_flags(args))
+        sys.argv[1:] = expand_layers(with_flags([args[0].replace("-", "_"), *args[1:]]))
         make_importable([pathlib.Path.cwd(), *(path.parent for path in config_paths(sys.argv[1:]))])
         return DreamlitCLI(run_command)
     except MisconfigurationException as error:
