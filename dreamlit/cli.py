@@ -22,6 +22,7 @@ COMMANDS = {
     "inspect": "Format, algorithm, rank, alpha and matched modules of an adapter file.",
     "cache": "Verify or clean a cache folder: cache verify DIR, cache gc DIR.",
     "precisions": "Which precisions of a frozen model work on this machine, tried, with bytes per weight.",
+    "tokens": "Rare words for a subject in the model's own vocabularies; --judge WORD says whether one will do.",
     "watch": "Show a run in the browser while it goes on, or again afterwards: watch RUN_DIR.",
     "toybox": "Put a small trained model and photos of a subject beside you, for the quickstart.",
 }
@@ -31,6 +32,7 @@ TOOLS = {
     "inspect": "dreamlit.tools",
     "cache": "dreamlit.tools",
     "precisions": "dreamlit.precisions",
+    "tokens": "dreamlit.tokens",
     "watch": "dreamlit.live.command",
     "toybox": "dreamlit.toybox.command",
 }

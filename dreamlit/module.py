@@ -4,34 +4,31 @@ from __future__ import annotations
 
 import functools
 import gc
-import json
-import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
 from dreamlit import resume
 from dreamlit.adapters import Adapter
 from dreamlit.evaluating import WEIGHTS, Evaluation, Measured
-from dreamlit.export import export, load_into_adapter, written_formats
+from dreamlit.export import load_into_adapter
 from dreamlit.families import Family
-from dreamlit.images import generate, save_image
 from dreamlit.non_finite import NonFinite, judged_gradients, known_first
 from dreamlit.objective import Losses, Objective
 from dreamlit.optimisation import Schedule, apply_options, check_schedule, schedule
+from dreamlit.outputs import Outputs
 from dreamlit.process import Process
 from dreamlit.quantisation import NO_CHANGE, Precision
 from dreamlit.rollout import Predict, RolloutOptions, rollout, rollout_target
-from dreamlit.seeds import address, reseed
+from dreamlit.seeds import reseed
 from dreamlit.step_sums import StepSums
 from dreamlit.types import Batch
 
 
-class DreamBooth(LightningModule):
+class DreamBooth(Outputs):
     """A pretrained model family, an adapter on its denoiser, and the objective that trains it.
 
     Args:
@@ -251,7 +248,7 @@ class DreamBooth(LightningModule):
         for parameter in self.adapter.parameters().values():
             parameter.grad = None
 
-    # evaluation and samples ---------------------------------------------------------------------------------------
+    # evaluation ---------------------------------------------------------------------------------------------------
 
     def on_validation_epoch_start(self) -> None:
         self._evaluation = Evaluation(self.eval_passes)
@@ -275,47 +272,6 @@ class DreamBooth(LightningModule):
     def _log_evaluation(self, name: str) -> None:
         for what, measured in self.evaluated().items():
             self.log(f"{name}{what}", torch.tensor(measured.mean), rank_zero_only=True, prog_bar=True)
-
-    def export(self, folder: str | pathlib.Path, stem: str) -> list[pathlib.Path]:
-        """Writes the adapter in each of its formats and returns the paths.
-
-        `STEM.safetensors` is what ComfyUI and A1111 read, `STEM-diffusers.safetensors` what diffusers reads, and the
-        folder `STEM` a full-rank denoiser.
-        """
-        suffixes = {"diffusers": "-diffusers.safetensors", "folder": ""}
-        facts = {
-            "base_model": self.family.files.path,
-            "base_fingerprint": self.family.fingerprint("denoiser"),
-            "base_model_precision": self.base_model_precision,
-            "step": self.global_step,
-            "seed": self.seed,
-        }
-        return [
-            export(
-                self.adapter,
-                pathlib.Path(folder) / f"{stem}{suffixes.get(format, '.safetensors')}",
-                family=self.family,
-                format=format,
-                metadata=facts,
-            )
-            for format in written_formats(self.adapter, self.family)
-        ]
-
-    def pipeline(self) -> Any:
-        """A diffusers pipeline that samples with the denoiser as it is now, which it puts in evaluation mode."""
-        self.eval()  # dropout
-        return self.family.pipeline(denoiser=self.denoiser)
-
-    def on_predict_start(self) -> None:
-        self._predict_pipeline = self.pipeline()
-
-    def predict_step(self, batch: tuple[int, str], batch_idx: int) -> pathlib.Path:
-        """Makes the image of one prompt and returns the path of its file in `<default_root_dir>/predictions`."""
-        index, prompt = batch
-        seed = address(self.seed, "predict", index) % 2**31
-        image = generate(self._predict_pipeline, prompt, seed, {})
-        path = pathlib.Path(self.trainer.default_root_dir) / "predictions" / f"{index:03d}.png"
-        return save_image(image, path, json.dumps({"prompt": prompt, "seed": seed}))
 
     # optimizer ----------------------------------------------------------------------------------------------------
 
