@@ -19,7 +19,8 @@ EXAMPLES = """examples:
 """
 NOTES = """rare: share of the words that were merged into the vocabulary before it, which means seen more often.
 plain: share of the words whose embedding is larger or farther from the mean of all, which means that it says more.
-Score: a third of the first and two of the second, over all vocabularies. Whether a word is a name that you know, only you can tell."""
+Score: a third of the first and two of the second, over all vocabularies. Whether a word is a name that you know, only
+you can tell."""
 EMBEDDINGS = ("token_embedding.weight", "shared.weight", "embed_tokens.weight", "word_embeddings.weight")
 """Ends of the names of tensors that have a row for each token."""
 WHOLE_WORD = {"</w>": str.removesuffix, "\u2581": str.removeprefix, "\u0120": str.removeprefix}

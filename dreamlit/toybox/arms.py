@@ -61,7 +61,7 @@ ARMS: dict[str, Arm] = {
         Arm("lokr-no-prior", "LoKr without class images", prior=False),
         Arm(
             "lokr-data-prior",
-            "LoKr, class images as targets, as in the paper",
+            "LoKr, class images themselves as targets, at the same weight of 30",
             {"model.objective.prior_target": "data"},
         ),
         Arm("lokr-weak-prior", "LoKr, prior_loss_weight 1 as in the paper", {"model.objective.prior_loss_weight": 1.0}),
