@@ -128,13 +128,15 @@ def asked_for(
 ) -> tuple[pathlib.Path, Wish]:
     """The folder and the wish: what is not given comes from the configuration's one regularisation dataset."""
     settings = {field.name: given[field.name] for field in dataclasses.fields(Sampling) if field.name in given}
-    own = [spec for spec in data.specs.images if spec.role == Role.REGULARISATION]
+    own = [spec for spec in data.specs.images if spec.role == Role.REGULARISATION and spec.type == "local"]
     only: Any = own[0] if len(own) == 1 else None
     prompts = given.get("prompt") or (only.instance_prompt if only else None) or []
     output = output or (only.instance_data_dir if only else None)
     if not prompts or not output:
         what = "prompt" if not prompts else "output"
-        raise ConfigError(f"give --{what}: the configuration has {len(own)} regularisation datasets to take it from")
+        raise ConfigError(
+            f"give --{what}: the configuration has {len(own)} local regularisation datasets to take it from"
+        )
     sizes = [parse_size(text) for text in given.get("sizes") or ()]
     # (width, height) of each of the subject's images: class images then fill the same buckets.
     sizes = sizes or [(sample.bucket[1], sample.bucket[0]) for sample in subject_samples(data)]
@@ -182,15 +184,16 @@ def read_record(folder: pathlib.Path, wish: Wish) -> list[dict[str, Any]]:
             raise DataError(f"{folder} holds files that this command did not make; give --output an empty folder")
         return []
     try:
-        first, *lines = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
-    except ValueError as error:
-        raise DataError(f"{path} is damaged ({error}); give --output another folder") from None
+        first, *lines = (dict(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines())
+        whole = itertools.takewhile(lambda line: not line["kept"] or (folder / line["file"]).is_file(), lines)
+        done = list(whole)
+    except (ValueError, TypeError, KeyError) as error:
+        raise DataError(f"{path} is damaged ({error!r}); give --output another folder") from None
     now = wish.described()
     other = [f"{name} {first.get(name)!r} then, {now[name]!r} now" for name in now if first.get(name) != now[name]]
     if other:
         raise DataError(f"{folder} holds images of other options ({'; '.join(other)}); give --output another folder")
-    whole = itertools.takewhile(lambda line: not line["kept"] or (folder / line["file"]).is_file(), lines)
-    return list(whole)
+    return done
 
 
 def judge_of(data: DreamBoothData, given: dict[str, Any]) -> Judge | None:

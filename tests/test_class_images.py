@@ -67,9 +67,11 @@ def test_other_options_and_foreign_folders_are_refused_and_nothing_is_touched(tm
     foreign = write_photos(tmp_path / "mine", [(64, 64)])
     assert make(config, "--output", str(foreign)) == 2
     assert "empty folder" in capsys.readouterr().err and len(files(foreign)) == 1
-    (folder / "class-images.jsonl").write_text("{")
-    assert make(config, "--count", "4") == 2
-    assert "damaged" in capsys.readouterr().err
+    first = before["class-images.jsonl"].decode().splitlines()[0]
+    for broken in ("{", "[1]", "", f"{first}\n{{}}", f"{first}\nnull"):
+        (folder / "class-images.jsonl").write_text(broken)
+        assert make(config, "--count", "4") == 2
+        assert "damaged" in capsys.readouterr().err
 
 
 def test_a_dry_run_says_what_would_be_drawn_and_writes_nothing(tmp_path, config, capsys):
