@@ -62,11 +62,15 @@ class Sampling:
     sampler: str | None = None
     own: tuple[tuple[str, Any], ...] = ()
     """The family's own arguments; `of` puts them in."""
+    guidance_name: str = "guidance_scale"
+    led_away_from: str = ""
+    """As `Drawing` has them; `of` puts them in."""
 
     def of(self, family: Any) -> Sampling:
         """These settings for a model of this family."""
         scale = family.usual_guidance if self.guidance_scale is None else self.guidance_scale
-        return dataclasses.replace(self, guidance_scale=scale, own=tuple(family.call_options().items()))
+        names = {"guidance_name": family.guidance_name, "led_away_from": family.led_away_from}
+        return dataclasses.replace(self, guidance_scale=scale, own=tuple(family.call_options().items()), **names)
 
     @property
     def unguided(self) -> bool:
@@ -98,6 +102,8 @@ class Sampling:
         yield from family.step_faults(self.steps)
         if self.negative_prompt and not family.guided:
             yield f"negative_prompt would do nothing: {name} takes its guidance as a number; leave it out"
+        elif self.negative_prompt and "negative_prompt" not in call:
+            yield f"negative_prompt is {self.negative_prompt!r}, and {name} takes none: it leads away from an empty one"
         if self.sampler and not {"beta_start", "trained_betas"} & getattr(family, "schedule", dict)().keys():
             yield f"sampler is {self.sampler!r}, and this model's own sampler has no beta schedule; leave it out"
 
@@ -112,6 +118,13 @@ class Sampling:
         """
         given = {"guidance_rescale": self.guidance_rescale} if self.guidance_rescale else {}
         return {"num_inference_steps": self.steps, "guidance_scale": self.guidance_scale, **given, **dict(self.own)}
+
+    def call(self, count: int) -> dict[str, Any]:
+        """The arguments of a call for so many images, by the pipeline's own names."""
+        given = self.arguments()
+        given[self.guidance_name] = given.pop("guidance_scale")
+        away = self.negative_prompt or ("" if self.unguided else self.led_away_from)
+        return {**given, **({"negative_prompt": [away] * count} if away else {})}
 
     def recipe(self, picture: Picture) -> dict[str, Any]:
         """All that decides an image, but the weights, as plain values."""
@@ -179,12 +192,11 @@ def draw(
         pipeline.scheduler = sampler_of(pipeline.scheduler.config, sampling.sampler)
     for batch in batches(pictures, batch_size):
         noise = [torch.Generator().manual_seed(picture.seed) for picture in batch]
-        against = {"negative_prompt": [sampling.negative_prompt] * len(batch)} if sampling.negative_prompt else {}
         scheduler = pipeline.scheduler
         if watch:
             watched(scheduler, sampling.steps, functools.partial(tell_unpacked, watch, pipeline, batch))
         photos = {"image": [opened(batch[0].photo)]} if batch[0].photo else {}  # then the only one of its batch
-        given = {**against, **sampling.arguments(), **batch[0].size, **photos}
+        given = {**sampling.call(len(batch)), **batch[0].size, **photos}
         try:
             made = pipeline([picture.prompt for picture in batch], generator=noise, **given).images
         finally:
@@ -276,11 +288,12 @@ def predicted_x0(scheduler: Any, output: Tensor, t: Any, sample: Tensor) -> Tens
 
 
 def tell_unpacked(watch: Watch, pipeline: Any, pictures: list[Picture], number: int, x0: Tensor) -> None:
-    """Tells the watcher latents [B, C, h, w]; of pictures of one size some pipelines hold tokens [B, n, c]."""
+    """Tells the watcher latents [B, C, h, w]; some pipelines hold tokens [B, n, 4 C] of 2 x 2 cells."""
     if x0.ndim == 3:
         sides = (pictures[0].height, pictures[0].width)
-        height, width = (side or pipeline.default_sample_size * pipeline.vae_scale_factor for side in sides)
-        x0 = pipeline._unpack_latents(x0, height, width, pipeline.vae_scale_factor)
+        height, width = (side // pipeline.vae_scale_factor if side else pipeline.default_sample_size for side in sides)
+        cells = x0.reshape(len(x0), height // 2, width // 2, -1, 2, 2).permute(0, 3, 1, 4, 2, 5)
+        x0 = cells.reshape(len(x0), -1, height, width)
     watch(pictures, number, x0)
 
 

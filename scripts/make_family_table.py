@@ -19,6 +19,7 @@ START, END = "<!-- table: made by scripts/make_family_table.py -->", "<!-- end o
 LICENCES = {
     "AuraFlow": "Apache-2.0",
     "Chroma": "Apache-2.0",
+    "QwenImage": "Apache-2.0",
     "Sana": "NVIDIA NSCL v2-custom (not commercial), and Gemma's terms of use",
     "SD": "CreativeML Open RAIL-M (1.x), Open RAIL++-M (2.x)",
     "SDXL": "CreativeML Open RAIL++-M",

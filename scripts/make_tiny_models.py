@@ -14,6 +14,7 @@ import functools
 import pathlib
 from typing import Any
 
+from tiny_llm_b import LLM_B
 from tiny_more import MORE
 from tiny_originals import write_single_file
 from tiny_parts import END, autoencoder, library, t5_encoder, text_encoder, unet, write_t5_tokenizer, write_tokenizer
@@ -261,6 +262,7 @@ PARTS = {
     "sd3": ("StableDiffusion3Pipeline", sd3_parts),
     "flux": ("FluxPipeline", flux_parts),
     **MORE,
+    **LLM_B,
 }
 SINGLE_FILES = ("sd", "sdxl", "sdxl-refiner")
 

@@ -26,9 +26,9 @@ def byte_symbols() -> list[str]:
     return [chr(code) for code in printable] + [chr(256 + n) for n in range(others)]
 
 
-def learn_merges(words: Sequence[str], count: int) -> list[tuple[str, str]]:
+def learn_merges(words: Sequence[str], count: int, end: str = "</w>") -> list[tuple[str, str]]:
     """Byte-pair encoding (Sennrich et al. 2016, arXiv 1508.07909): at most `count` merges, ties by alphabet."""
-    pieces = [[*word[:-1], word[-1] + "</w>"] for word in words]
+    pieces = [[*word[:-1], word[-1] + end] for word in words]
     merges: list[tuple[str, str]] = []
     while len(merges) < count:
         pairs = collections.Counter(pair for word in pieces for pair in itertools.pairwise(word))

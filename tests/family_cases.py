@@ -25,6 +25,7 @@ from dreamlit.families import (
     Flux,
     Kolors,
     PixArtSigma,
+    QwenImage,
     Sana,
     SDXLRefiner,
 )
@@ -47,6 +48,7 @@ MODELS: dict[str, tuple[type[Family], str, dict[str, Any]]] = {
     "kolors": (Kolors, "kolors", {}),
     "pixart": (PixArtSigma, "pixart-sigma", {}),
     "sana": (Sana, "sana", {}),
+    "qwen_image": (QwenImage, "qwen-image", {}),
     "sana15": (Sana, "sana", {"qk_norm": "rms_norm_across_heads"}),
     "flux_dev": (Flux, "flux", {}),
     "flux_schnell": (Flux, "flux", {"guidance": False}),
@@ -104,6 +106,8 @@ def stock_embeds(pipeline: Any, prompts: list[str], **options: Any) -> list[torc
         return [embeds, mask.float()]
     if isinstance(pipeline, diffusers.SanaPipeline):
         return sana_embeds(pipeline, prompts, **plain)
+    if isinstance(pipeline, diffusers.QwenImagePipeline):
+        return qwen_embeds(pipeline, prompts)
     if isinstance(pipeline, diffusers.StableDiffusion3Pipeline):
         others = {"prompt_2": None, "prompt_3": None}
     embeds = pipeline.encode_prompt(prompts, **others, do_classifier_free_guidance=False, **plain)
@@ -118,6 +122,29 @@ def sana_embeds(pipeline: Any, prompts: list[str], **options: Any) -> list[torch
     for row in [row for row, prompt in enumerate(prompts) if not prompt]:
         embeds[row], mask[row] = negative[0][row], negative[1][row]
     return [embeds, mask.float()]
+
+
+def qwen_embeds(pipeline: Any, prompts: list[str]) -> list[torch.Tensor]:
+    """At the length of the pipeline's call, with zeros up to it."""
+    length = inspect.signature(pipeline.__call__).parameters["max_sequence_length"].default
+    embeds, mask = pipeline.encode_prompt(prompts, "cpu", max_sequence_length=length)
+    more = length - embeds.shape[1]
+    mask = torch.ones(embeds.shape[:2]) if mask is None else mask.float()
+    return [torch.nn.functional.pad(embeds, (0, 0, 0, more)), torch.nn.functional.pad(mask, (0, more))]
+
+
+@torch.no_grad()
+def stock_latents(pipeline: Any, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Latents as the pipeline scales them, and what its autoencoder makes of them."""
+    vae = pipeline.vae
+    if isinstance(pipeline, diffusers.QwenImagePipeline):  # of videos: [B, C, 1, H, W]
+        mode = vae.encode(pixels[:, :, None]).latent_dist.mode()
+        mean, std = (torch.tensor(vae.config[f"latents_{name}"]).view(1, -1, 1, 1) for name in ("mean", "std"))
+        return (mode[:, :, 0] - mean) / std, vae.decode(mode).sample[:, :, 0]
+    encoded = vae.encode(pixels)
+    mode = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latent
+    shift = getattr(vae.config, "shift_factor", None) or 0
+    return (mode - shift) * vae.config.scaling_factor, vae.decode(mode).sample
 
 
 def size_options(family: type[Family], height: int, width: int) -> dict[str, Any]:
@@ -138,7 +165,7 @@ def calls_of(pipeline: Any, prompts: list[str], **options: Any) -> list[Any]:
     And what else it is told of each sample, by the names of `Family.encode_prompts` and `conditioned`.
     """
     calls: list[Any] = []
-    packs = isinstance(pipeline, diffusers.FluxPipeline | diffusers.ChromaPipeline)
+    packs = isinstance(pipeline, diffusers.FluxPipeline | diffusers.ChromaPipeline | diffusers.QwenImagePipeline)
     scale = 1000 if packs or isinstance(pipeline, diffusers.AuraFlowPipeline) else 1
 
     def record(module: Any, inputs: tuple[Any, ...], given: dict[str, Any], output: Any) -> None:

@@ -32,6 +32,7 @@ RUNS = (
     "kolors",
     "pixart",
     "sana",
+    "qwen_image",
 )
 IN_DIFFUSERS = tuple(name for name in RUNS if "diffusers" not in MODELS[name][0].unread_formats)
 """Whose adapters diffusers loads."""
@@ -186,6 +187,11 @@ COMFY: dict[str, list[str]] = {
         rf"transformer_blocks\.\d+\.({'|'.join(IN_BLOCKS)})",
         r"single_transformer_blocks\.\d+\.(attn\.to_[qkv]|norm\.linear|proj_mlp|proj_out)",
     ],
+    "qwen_image": [
+        r"transformer_blocks\.\d+\.attn\.(to_[qkv]|add_[qkv]_proj|to_out\.0|to_add_out)",
+        r"transformer_blocks\.\d+\.(img|txt)_m(od\.1|lp\.net\.(0\.proj|2))",
+        r"time_text_embed\.timestep_embedder\.linear_[12]", r"norm_out\.linear", "img_in", "txt_in", "proj_out",
+    ],
     "pixart": [
         r"transformer_blocks\.\d+\.(attn[12]\.to_([qkv]|out\.0)|ff\.net\.(0\.proj|2))",
         r"caption_projection\.linear_[12]", r"adaln_single\.(linear|emb\.timestep_embedder\.linear_[12])", "proj_out",
@@ -193,20 +199,24 @@ COMFY: dict[str, list[str]] = {
 }  # fmt: skip
 """Modules that ComfyUI knows (`mmdit_to_diffusers`, `flux_to_diffusers`, `pixart_to_diffusers` of its comfy/utils.py),
 which it finds under `transformer.` with dots; those of SD3 and Flux also under `lora_transformer_` with underscores for
-dots, and `lycoris_` (comfy/lora.py)."""
+dots, and `lycoris_` (comfy/lora.py). Qwen-Image's own names are those of diffusers (comfy/ldm/qwen_image/model.py)."""
+DOTTED = ("pixart", "qwen_image")
+"""Whose names have dots in the kohya layout too."""
 
 
 @pytest.mark.parametrize(
     ("name", "format"), [(name, kind) for name in COMFY for kind in ("kohya", "diffusers")[: 2 - (name == "pixart")]]
 )
 def test_comfyui_knows_every_key(tmp_path, family_folders, name, format):
-    targets = "all-linear" if name == "pixart" else "attention-mlp"
+    targets = "all-linear" if name in DOTTED else "attention-mlp"
     family, adapter = attached(MODELS[name][0], family_folders(name), functools.partial(LoRA, 4, targets=targets))
     path = export(adapter, tmp_path / "a.safetensors", family=family, format=format)
     linear = [key for key, module in stock_modules(family_folders(name)) if isinstance(module, torch.nn.Linear)]
     known = [key for key in linear if any(re.fullmatch(pattern, key) for pattern in COMFY[name])]
     names = {
-        f"lora_transformer_{key.replace('.', '_')}" if format == "kohya" and name != "pixart" else f"transformer.{key}"
+        f"lora_transformer_{key.replace('.', '_')}"
+        if format == "kohya" and name not in DOTTED
+        else f"transformer.{key}"
         for key in known
     }
     with safe_open(path, "pt") as file:

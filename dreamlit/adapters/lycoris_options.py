@@ -59,6 +59,7 @@ BEYOND = (
     "AuraFlowSingleTransformerBlock",
     "BasicTransformerBlock",
     "SanaTransformerBlock",
+    "QwenImageTransformerBlock",
     "Attention",
 )
 """Blocks that the library's presets do not name; the last for DeepFloyd, whose attention is in no transformer."""

@@ -65,9 +65,14 @@ def layers(denoiser: nn.Module) -> list[Layer]:
 
 
 def idle_layers(denoiser: nn.Module) -> set[str]:
-    """Layers of the last joint block that make queries of the text, whose output nobody reads (SD3, AuraFlow)."""
+    """Layers of the last joint block that only the text's output depends on, which nobody reads.
+
+    Those that make queries of the text (SD3, AuraFlow); in Qwen-Image also what comes after its attention.
+    """
     blocks = {name for name, module in denoiser.named_modules() if getattr(module, "context_pre_only", None) is True}
-    return {f"{name}.add_q_proj" for name in blocks}
+    last = [name for name, module in denoiser.named_modules() if type(module).__name__ == "QwenImageTransformerBlock"]
+    after = ("attn.add_q_proj", "attn.to_add_out", "txt_mlp.net.0.proj", "txt_mlp.net.2")
+    return {f"{name}.add_q_proj" for name in blocks} | {f"{name}.{end}" for name in last[-1:] for end in after}
 
 
 def matches(pattern: str, name: str) -> bool:

@@ -8,6 +8,7 @@ from dreamlit.families.deepfloyd_two import DeepFloydII
 from dreamlit.families.flux import Flux
 from dreamlit.families.kolors import Kolors
 from dreamlit.families.pixart import PixArtSigma
+from dreamlit.families.qwen_image import QwenImage
 from dreamlit.families.sana import Sana
 from dreamlit.families.sd import SD
 from dreamlit.families.sd3 import SD3
@@ -26,6 +27,7 @@ __all__ = [
     "Flux",
     "Kolors",
     "PixArtSigma",
+    "QwenImage",
     "SDXLRefiner",
     "Sana",
 ]

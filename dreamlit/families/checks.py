@@ -97,7 +97,8 @@ def component_faults(family: Family, name: str, entry: Any) -> Iterator[str]:
 
 def vae_stride(config: dict[str, Any]) -> int:
     """Pixels per latent cell of an autoencoder with this configuration."""
-    blocks = config.get("block_out_channels") or config.get("encoder_block_out_channels") or (64,)
+    blocks = config.get("block_out_channels") or config.get("encoder_block_out_channels")
+    blocks = blocks or config.get("dim_mult") or (64,)
     return 2 ** (len(blocks) - 1)
 
 
@@ -106,7 +107,7 @@ def vae_faults(family: Family, files: ModelFiles) -> Iterator[str]:
     try:
         folder, variant = vae_folder(files)
         config = read_json(folder / "config.json")
-        channels, stride = config.get("latent_channels"), vae_stride(config)
+        channels, stride = config.get("latent_channels", config.get("z_dim")), vae_stride(config)
     except ModelError as error:
         yield str(error)
         return

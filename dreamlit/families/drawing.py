@@ -12,6 +12,10 @@ class Drawing:
     """Whether images are drawn with classifier-free guidance: two forwards a step, and a negative prompt."""
     usual_guidance: ClassVar[float] = 7.5
     """Guidance of images where none is asked for."""
+    guidance_name: ClassVar[str] = "guidance_scale"
+    """What the pipeline calls its guidance."""
+    led_away_from: ClassVar[str] = ""
+    """The negative prompt where none is asked for, if the pipeline does not guide without one."""
     drawn_with: ClassVar[str] = ""
     """The option by which a model that draws from photos can draw from prompts."""
 

@@ -70,6 +70,11 @@ class FlowTransformer(Family):
         name = "flow_shift" if "flow_shift" in schedule else "shift"
         return kind.from_config({**schedule, name: self.shift, "use_dynamic_shifting": False})
 
+    def step_faults(self, steps: int) -> list[str]:
+        if steps > 1 or not self._schedule().get("shift_terminal"):
+            return []
+        return [f"steps is {steps}: the sampler's last one is put at its shift_terminal, which takes at least 2"]
+
     def clip(self, number: int, prompts: list[str], **options: Any) -> Any:
         """Output of the CLIP text encoder `number` from 0. Where T5 reads the whole prompt, its cut is not told."""
         encoder, tokenizer = self.text_encoder_names[number]

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def tokens(
-    tokenizer: Any, prompts: list[str], told: set[str], length: int | None = None, ahead: str = ""
+    tokenizer: Any, prompts: list[str], told: set[str], length: int | None = None, ahead: str = "", behind: str = ""
 ) -> tuple[Tensor, Tensor]:
     """Token ids and attention mask, both [B, length]. A longer prompt is cut, and said once.
 
@@ -19,19 +19,22 @@ def tokens(
         told: Prompts of which it was said; grows. Errors: `ValueError` for no prompt at all.
         length: Tokens that the encoder reads; by default the tokenizer's own limit.
         ahead: Text that stands before each prompt; nobody is told of it.
+        behind: Text that stands after each prompt; nor of that.
     """
     if not prompts:
         raise ValueError("no prompt was given")
     limit: int = length or tokenizer.model_max_length
-    texts, before = [ahead + prompt for prompt in prompts], len(tokenizer.encode(ahead)) if ahead else 0
+    texts = [ahead + prompt + behind for prompt in prompts]
+    before, after = (len(tokenizer.encode(text)) if text else 0 for text in (ahead, behind))
     ids = tokenizer(texts, padding="max_length", max_length=limit, truncation=True, return_tensors="pt")
     wholes = tokenizer(texts, verbose=False)["input_ids"]
     for prompt, whole, kept in zip(prompts, wholes, ids["input_ids"], strict=True):
-        if len(whole) > limit and prompt not in told:
+        if len(whole) - after > limit and prompt not in told:
             told.add(prompt)
-            ends = int(whole[-1] == kept[-1])  # most tokenizers keep a token for the end
-            lost = textwrap.shorten(tokenizer.decode(whole[limit - ends : len(whole) - ends]), 100)
-            counts = f"has {len(whole) - before} tokens and the text encoder reads {limit - before}"
+            ends = after or int(whole[-1] == kept[-1])  # most tokenizers keep a token for the end
+            kept_ends = 0 if after else ends
+            lost = textwrap.shorten(tokenizer.decode(whole[limit - kept_ends : len(whole) - ends]), 100)
+            counts = f"has {len(whole) - before - after} tokens and the text encoder reads {limit - before}"
             excess = f"{counts}; it will not see {lost!r}"
             warnings.warn(f"caption {textwrap.shorten(prompt, 100)!r} {excess}", stacklevel=4)
     return ids["input_ids"], ids["attention_mask"]

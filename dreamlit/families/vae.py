@@ -24,9 +24,10 @@ def encode(vae: Any, pixels: Tensor, stride: int) -> Tensor:
     if not (low >= -1.001 and high <= 1.001):
         raise ValueError(f"pixels lie in [{low:g}, {high:g}]; [-1, 1] is expected")
     with torch.no_grad(), torch.autocast(vae.device.type, enabled=False):
-        encoded = vae.encode(pixels.to(vae.device, torch.float32))
+        encoded = vae.encode(frames(vae, pixels.to(vae.device, torch.float32)))
     mode = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latent
-    shift, scale = statistics(vae.config, mode)
+    mode = one_frame(mode)
+    shift, scale = statistics(vae, mode)
     latents = ((mode - shift) * scale).cpu()
     finite = latents.isfinite().flatten(1).all(1)
     if not finite.all():
@@ -42,19 +43,30 @@ def decode(vae: Any, latents: Tensor) -> Tensor:
     import torch
 
     latents = latents.to(vae.device, torch.float32)
-    shift, scale = statistics(vae.config, latents)
+    shift, scale = statistics(vae, latents)
     with torch.no_grad(), torch.autocast(vae.device.type, enabled=False):
-        return vae.decode(latents / scale + shift).sample.cpu()
+        return one_frame(vae.decode(frames(vae, latents / scale + shift)).sample).cpu()
 
 
-def statistics(config: Any, like: Tensor) -> tuple[Tensor, Tensor]:
+def frames(vae: Any, images: Tensor) -> Tensor:
+    """Images [B, C, H, W] as the autoencoder takes them: one of videos (3-D kernels) takes [B, C, 1, H, W]."""
+    return images.unsqueeze(2) if any(value.ndim == 5 for value in vae.parameters()) else images
+
+
+def one_frame(images: Tensor) -> Tensor:
+    """The inverse of `frames`."""
+    return images[:, :, 0] if images.ndim == 5 else images
+
+
+def statistics(vae: Any, like: Tensor) -> tuple[Tensor, Tensor]:
     """Shift and scale [1, C, 1, 1] (or scalar) of an autoencoder: latents are (mode - shift) * scale."""
     import torch
 
+    config = vae.config
     mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
     if mean is not None and std is not None:
         mean, std = (torch.tensor(value, device=like.device).view(1, -1, 1, 1) for value in (mean, std))
-        return mean, config.scaling_factor / std
+        return mean, getattr(config, "scaling_factor", 1.0) / std
     shift = getattr(config, "shift_factor", None) or 0.0
     return torch.tensor(shift, device=like.device), torch.tensor(config.scaling_factor, device=like.device)
 
