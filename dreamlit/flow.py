@@ -39,6 +39,23 @@ class ResolutionShift:
         return math.exp(mu) if self.time_shift_type == "exponential" else mu
 
 
+@dataclasses.dataclass(frozen=True)
+class EmpiricalShift(ResolutionShift):
+    """Flux.2's shift exp(mu): a line in the number of tokens, fitted for 10 and for 200 sampler steps.
+
+    As `compute_empirical_mu` of diffusers' pipeline; between the two the mu of `steps` lies on a line, and beyond 4300
+    tokens it is that of 200 steps.
+    """
+
+    steps: int = 50
+
+    def at(self, tokens: int) -> float:
+        most = 0.00016927 * tokens + 0.45666666
+        least = 8.73809524e-05 * tokens + 1.89833333
+        slope = 0 if tokens > 4300 else (most - least) / 190
+        return math.exp(most + slope * (self.steps - 200))
+
+
 class FlowMatching(Process):
     """Rectified flow; `t` is any number in [0, T].
 

@@ -198,7 +198,7 @@ def draw(
         photos = {"image": [opened(batch[0].photo)]} if batch[0].photo else {}  # then the only one of its batch
         given = {**sampling.call(len(batch)), **batch[0].size, **photos}
         try:
-            made = pipeline([picture.prompt for picture in batch], generator=noise, **given).images
+            made = pipeline(prompt=[picture.prompt for picture in batch], generator=noise, **given).images
         finally:
             unwatched(scheduler)
         yield from zip(batch, made, strict=True)

@@ -26,6 +26,7 @@ LICENCES = {
     "SDXLRefiner": "CreativeML Open RAIL++-M",
     "SD3": "Stability AI Community License",
     "Flux": "dev: FLUX.1 [dev] Non-Commercial; schnell: Apache-2.0",
+    "Flux2Klein": "4B: Apache-2.0; 9B: FLUX Non-Commercial",
     "DeepFloydI": "DeepFloyd IF License",
     "DeepFloydII": "DeepFloyd IF License",
     "PixArtSigma": "CreativeML Open RAIL++-M",

@@ -111,6 +111,64 @@ def qwen_image_parts(folder: pathlib.Path) -> dict[str, Any]:
     }
 
 
+def qwen3(tokenizer: Any, width: int) -> Any:
+    """A Qwen3 deep enough for the layers whose states are read, 9, 18 and 27; the head's weight is the embedding's."""
+    transformers = library("transformers")
+    config = transformers.Qwen3Config(
+        **{**qwen_config(tokenizer, width, 28), "initializer_range": 0.05},
+        head_dim=width // 4,
+        tie_word_embeddings=True,
+    )
+    return transformers.Qwen3ForCausalLM(config)
+
+
+def normed_autoencoder() -> Any:
+    """An AutoencoderKLFlux2 whose batch norm knows the latents of random pictures."""
+    import torch
+
+    vae = library("diffusers").AutoencoderKLFlux2(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(8, 8, 16, 16),
+        layers_per_block=1,
+        norm_num_groups=4,
+        latent_channels=32,
+        sample_size=64,
+    )
+    with torch.no_grad():
+        images = torch.nn.functional.interpolate(torch.rand(4, 3, 8, 8) * 2 - 1, scale_factor=8.0, mode="bilinear")
+        mean = vae.encode(images).latent_dist.mean
+        cells = torch.nn.functional.pixel_unshuffle(mean, 2).transpose(0, 1).flatten(1)
+        vae.bn.running_mean.copy_(cells.mean(1))
+        vae.bn.running_var.copy_(cells.var(1))
+    return vae
+
+
+def flux2_klein_parts(folder: pathlib.Path, distilled: bool = False) -> dict[str, Any]:
+    """Flux.2 klein: modulation shared by all blocks, gated feed-forwards, four axes of rotary positions."""
+    tokenizer, diffusers = write_qwen_tokenizer(folder / "tokenizer"), library("diffusers")
+    transformer = diffusers.Flux2Transformer2DModel(
+        patch_size=1,
+        in_channels=128,
+        num_layers=1,
+        num_single_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=3 * 32,
+        axes_dims_rope=(4, 4, 4, 4),
+        guidance_embeds=False,
+    )
+    return {
+        "vae": normed_autoencoder(),
+        "text_encoder": qwen3(tokenizer, 32),
+        "tokenizer": tokenizer,
+        "transformer": transformer,
+        "scheduler": diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift=3.0),
+        "is_distilled": distilled,
+    }
+
+
 LLM_B = {
     "qwen-image": ("QwenImagePipeline", qwen_image_parts),
+    "flux2-klein": ("Flux2KleinPipeline", flux2_klein_parts),
 }

@@ -23,6 +23,7 @@ from dreamlit.families import (
     DeepFloydII,
     Family,
     Flux,
+    Flux2Klein,
     Kolors,
     PixArtSigma,
     QwenImage,
@@ -50,6 +51,8 @@ MODELS: dict[str, tuple[type[Family], str, dict[str, Any]]] = {
     "sana": (Sana, "sana", {}),
     "qwen_image": (QwenImage, "qwen-image", {}),
     "sana15": (Sana, "sana", {"qk_norm": "rms_norm_across_heads"}),
+    "klein": (Flux2Klein, "flux2-klein", {}),
+    "klein_distilled": (Flux2Klein, "flux2-klein", {"distilled": True}),
     "flux_dev": (Flux, "flux", {}),
     "flux_schnell": (Flux, "flux", {"guidance": False}),
 }
@@ -106,6 +109,8 @@ def stock_embeds(pipeline: Any, prompts: list[str], **options: Any) -> list[torc
         return [embeds, mask.float()]
     if isinstance(pipeline, diffusers.SanaPipeline):
         return sana_embeds(pipeline, prompts, **plain)
+    if isinstance(pipeline, diffusers.Flux2KleinPipeline):
+        return [pipeline.encode_prompt(prompts, "cpu")[0]]
     if isinstance(pipeline, diffusers.QwenImagePipeline):
         return qwen_embeds(pipeline, prompts)
     if isinstance(pipeline, diffusers.StableDiffusion3Pipeline):
@@ -141,6 +146,9 @@ def stock_latents(pipeline: Any, pixels: torch.Tensor) -> tuple[torch.Tensor, to
         mode = vae.encode(pixels[:, :, None]).latent_dist.mode()
         mean, std = (torch.tensor(vae.config[f"latents_{name}"]).view(1, -1, 1, 1) for name in ("mean", "std"))
         return (mode[:, :, 0] - mean) / std, vae.decode(mode).sample[:, :, 0]
+    if isinstance(pipeline, diffusers.Flux2KleinPipeline):
+        scaled = pipeline._encode_vae_image(pixels, torch.Generator())
+        return pipeline._unpatchify_latents(scaled), vae.decode(vae.encode(pixels).latent_dist.mode()).sample
     encoded = vae.encode(pixels)
     mode = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latent
     shift = getattr(vae.config, "shift_factor", None) or 0
@@ -165,7 +173,8 @@ def calls_of(pipeline: Any, prompts: list[str], **options: Any) -> list[Any]:
     And what else it is told of each sample, by the names of `Family.encode_prompts` and `conditioned`.
     """
     calls: list[Any] = []
-    packs = isinstance(pipeline, diffusers.FluxPipeline | diffusers.ChromaPipeline | diffusers.QwenImagePipeline)
+    packing = ("FluxPipeline", "ChromaPipeline", "QwenImagePipeline", "Flux2KleinPipeline")
+    packs = type(pipeline).__name__ in packing
     scale = 1000 if packs or isinstance(pipeline, diffusers.AuraFlowPipeline) else 1
 
     def record(module: Any, inputs: tuple[Any, ...], given: dict[str, Any], output: Any) -> None:
@@ -188,7 +197,7 @@ def calls_of(pipeline: Any, prompts: list[str], **options: Any) -> list[Any]:
         options |= off
     else:
         options["output_type"] = "latent"
-    pipeline(prompts, num_inference_steps=steps, guidance_scale=1.0, **options)
+    pipeline(prompt=prompts, num_inference_steps=steps, guidance_scale=1.0, **options)
     return calls
 
 
@@ -226,7 +235,7 @@ def image(pipeline: Any, seed: int = 0) -> torch.Tensor:
         options["clean_caption"] = False
     options |= switched_off(pipeline)
     options |= {"num_inference_steps": 2, "output_type": "pt", "generator": generator}
-    return pipeline("a dog", **options).images.float()
+    return pipeline(prompt="a dog", **options).images.float()
 
 
 def complaint(family: Family) -> str:

@@ -33,6 +33,7 @@ RUNS = (
     "pixart",
     "sana",
     "qwen_image",
+    "klein",
 )
 IN_DIFFUSERS = tuple(name for name in RUNS if "diffusers" not in MODELS[name][0].unread_formats)
 """Whose adapters diffusers loads."""
@@ -187,6 +188,10 @@ COMFY: dict[str, list[str]] = {
         rf"transformer_blocks\.\d+\.({'|'.join(IN_BLOCKS)})",
         r"single_transformer_blocks\.\d+\.(attn\.to_[qkv]|norm\.linear|proj_mlp|proj_out)",
     ],
+    "klein": [
+        r"transformer_blocks\.\d+\.(attn\.(to_[qkv]|add_[qkv]_proj|to_out\.0|to_add_out)|ff(_context)?\.linear_(in|out))",
+        r"single_transformer_blocks\.\d+\.attn\.(to_qkv_mlp_proj|to_out)",
+    ],
     "qwen_image": [
         r"transformer_blocks\.\d+\.attn\.(to_[qkv]|add_[qkv]_proj|to_out\.0|to_add_out)",
         r"transformer_blocks\.\d+\.(img|txt)_m(od\.1|lp\.net\.(0\.proj|2))",
@@ -223,7 +228,7 @@ def test_comfyui_knows_every_key(tmp_path, family_folders, name, format):
         ends = r"\.(lora_(down|up)\.weight|alpha|lora_[AB]\.weight)$"
         modules = {re.sub(ends, "", key) for key in file.keys()}  # noqa: SIM118
     assert modules and modules <= names
-    assert any("single_transformer_blocks" in key for key in modules) == (name == "flux_dev")
+    assert any("single_transformer_blocks" in key for key in modules) == (name in ("flux_dev", "klein"))
 
 
 def stock_modules(folder) -> list[tuple[str, torch.nn.Module]]:

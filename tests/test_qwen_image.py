@@ -25,9 +25,9 @@ def calls(folder: Any, **settings: Any) -> list[dict[str, Any]]:
     family = QwenImage(str(folder))
     pipeline = family.pipeline()
 
-    def record(prompts: list[str], **given: Any) -> Any:
+    def record(*, prompt: list[str], **given: Any) -> Any:
         told.append(given)
-        return type(pipeline).__call__(pipeline, prompts, **given)
+        return type(pipeline).__call__(pipeline, prompt, **given)
 
     record.vae_scale_factor, record.default_sample_size = 8, 128  # pyright: ignore[reportFunctionMemberAccess]
     record.scheduler = pipeline.scheduler  # pyright: ignore[reportFunctionMemberAccess]

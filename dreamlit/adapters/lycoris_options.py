@@ -60,14 +60,17 @@ BEYOND = (
     "BasicTransformerBlock",
     "SanaTransformerBlock",
     "QwenImageTransformerBlock",
+    "Flux2TransformerBlock",
+    "Flux2SingleTransformerBlock",
     "Attention",
 )
 """Blocks that the library's presets do not name; the last for DeepFloyd, whose attention is in no transformer."""
+_ATTENTIONS = ("FluxAttention", "Flux2Attention", "Flux2ParallelSelfAttention")
 _TRANSFORMERS = ("Transformer2DModel", "JointTransformerBlock", *BEYOND)
 _RESNETS = ("ResnetBlock2D", "Downsample2D", "Upsample2D")
 _ENDS = ("conv_in", "conv_out", "time_embedding.linear_1", "time_embedding.linear_2")
 _PRESET_TABLE: dict[str, dict[str, Any]] = {
-    "attn-only": {"target_module": ("Attention", "FluxAttention"), "enable_conv": False},
+    "attn-only": {"target_module": ("Attention", *_ATTENTIONS), "enable_conv": False},
     "attn-mlp": {"target_module": _TRANSFORMERS, "enable_conv": False},
     "full-lin": {
         "target_module": (*_TRANSFORMERS, "ResnetBlock2D"),

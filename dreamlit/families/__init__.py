@@ -6,6 +6,7 @@ from dreamlit.families.chroma import Chroma
 from dreamlit.families.deepfloyd import DeepFloydI
 from dreamlit.families.deepfloyd_two import DeepFloydII
 from dreamlit.families.flux import Flux
+from dreamlit.families.flux2_klein import Flux2Klein
 from dreamlit.families.kolors import Kolors
 from dreamlit.families.pixart import PixArtSigma
 from dreamlit.families.qwen_image import QwenImage
@@ -25,6 +26,7 @@ __all__ = [
     "DeepFloydII",
     "Family",
     "Flux",
+    "Flux2Klein",
     "Kolors",
     "PixArtSigma",
     "QwenImage",

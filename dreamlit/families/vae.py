@@ -63,6 +63,10 @@ def statistics(vae: Any, like: Tensor) -> tuple[Tensor, Tensor]:
     import torch
 
     config = vae.config
+    if hasattr(vae, "bn"):  # Flux.2: one mean and variance for each of a channel's 2 x 2 cells, laid over the latents
+        cells = [value.view(1, -1, 2, 2) for value in (vae.bn.running_mean, vae.bn.running_var)]
+        mean, variance = (value.repeat(1, 1, like.shape[2] // 2, like.shape[3] // 2) for value in cells)
+        return mean, (variance + config.batch_norm_eps).rsqrt()
     mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
     if mean is not None and std is not None:
         mean, std = (torch.tensor(value, device=like.device).view(1, -1, 1, 1) for value in (mean, std))
