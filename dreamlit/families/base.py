@@ -100,6 +100,8 @@ class Family(Drawing, ABC):
         self.precisions: dict[str, str] = {}
         """Component -> a level of `dreamlit.quantisation` in which it is loaded; those that are absent as `dtype`."""
         self._loaded: dict[str, Any] = {}
+        self._told: set[str] = set()
+        """Captions of which it was said that they are cut."""
 
     def fresh(self) -> Family:
         """The same model with nothing loaded, to compare with the one that is trained."""

@@ -27,16 +27,6 @@ class DeepFloydI(DDPM):
     latent_channels = 3
     usual_guidance = 7.0
 
-    def __init__(self, path: str, **options: Any) -> None:
-        """Remember what to load.
-
-        Args:
-            path: A diffusers folder or a hub id (owner/name).
-            options: See `DDPM` and `Family`.
-        """
-        super().__init__(path, **options)
-        self._told: set[str] = set()
-
     @property
     def stride(self) -> int:
         return 1

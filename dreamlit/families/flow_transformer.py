@@ -42,7 +42,6 @@ class FlowTransformer(Family):
         """
         super().__init__(path, **options)
         self.shift = shift
-        self._told: set[str] = set()
 
     def option_faults(self) -> list[str]:
         faults = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dreamlit.families import text
 from dreamlit.families.sdxl import SizedUNet
@@ -19,16 +19,6 @@ class Kolors(SizedUNet):
 
     pipeline_class = "KolorsPipeline"
     usual_guidance = 5.0
-
-    def __init__(self, path: str, **options: Any) -> None:
-        """Remember what to load.
-
-        Args:
-            path: A diffusers folder or a hub id (owner/name).
-            options: See `DDPM` and `Family`.
-        """
-        super().__init__(path, **options)
-        self._told: set[str] = set()
 
     def option_faults(self) -> list[str]:
         faults = super().option_faults()

@@ -37,7 +37,6 @@ class LatentDiffusion(DDPM):
         if clip_skip is not None and clip_skip < 0:
             raise ModelError(f"clip_skip {clip_skip}: a number of layers from 0 up is allowed")
         self.clip_skip = clip_skip
-        self._told: set[str] = set()
 
     def option_faults(self) -> list[str]:
         faults = super().option_faults()

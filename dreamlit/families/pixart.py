@@ -33,16 +33,6 @@ class PixArtSigma(DDPM):
         "ComfyUI and `dreamlit sample` read kohya"
     }
 
-    def __init__(self, path: str, **options: Any) -> None:
-        """Remember what to load.
-
-        Args:
-            path: A diffusers folder or a hub id (owner/name).
-            options: See `DDPM` and `Family`.
-        """
-        super().__init__(path, **options)
-        self._told: set[str] = set()
-
     def option_faults(self) -> list[str]:
         faults = super().option_faults()
         if self.channels_last:
