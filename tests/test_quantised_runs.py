@@ -114,6 +114,21 @@ def test_a_single_file_is_stored_in_few_bits_too(tmp_path):
     assert torch.equal(predicted(whole), predicted(file))
 
 
+def test_a_family_that_loads_in_its_own_way_is_asked_to(family_folders):
+    class Own(SDXL):
+        def _load(self, name):
+            return super()._load(name).train()  # a mark that this was called
+
+    plain, own = SDXL(str(family_folders("sdxl"))), Own(str(family_folders("sdxl")))
+    for family in (plain, own):
+        family.store("int8-quanto", ())
+        family.load("denoiser", "text_encoders")
+    assert own.denoiser.training and not plain.denoiser.training
+    own.denoiser.eval()
+    assert torch.equal(own.denoiser.state_dict()["conv_in.weight"], plain.denoiser.state_dict()["conv_in.weight"])
+    assert sum(map(is_quantised, own.denoiser.modules())) == sum(map(is_quantised, plain.denoiser.modules())) > 0
+
+
 def test_embeddings_of_other_precisions_are_kept_apart(family_folders):
     prints = set()
     for levels in ((), ("int8-quanto",), ("no_change", "int8-quanto"), ("nf4-bnb",)):

@@ -25,11 +25,13 @@ def load_quantised(family: Family, name: str, level: str, device: Any) -> nn.Mod
     """A component of a family, frozen, the linear layers of its blocks in few bits, on a device.
 
     Files whose tensors have the names of the model's own are read one tensor at a time; others (a single file in the
-    original layout, a text encoder of an older layout) are loaded whole first. Errors: `ModelError`.
+    original layout, a text encoder of an older layout, a family that loads in a way of its own) are loaded whole first.
+    Errors: `ModelError`.
     """
     from dreamlit.quantisation.layers import quantise
 
-    model = None if family.files.is_file else streamed(family, name, level, device)
+    in_own_way = type(family)._load.__module__ != "dreamlit.families.base"
+    model = None if family.files.is_file or in_own_way else streamed(family, name, level, device)
     if model is None:
         model = quantise(family._load(name).to(device), level)
     return complete(model, name, family.files.path)
