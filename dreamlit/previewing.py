@@ -63,13 +63,14 @@ class Sampling:
     own: tuple[tuple[str, Any], ...] = ()
     """The family's own arguments; `of` puts them in."""
     guidance_name: str = "guidance_scale"
+    guidance_offset: float = 0.0
     led_away_from: str = ""
     """As `Drawing` has them; `of` puts them in."""
 
     def of(self, family: Any) -> Sampling:
         """These settings for a model of this family."""
         scale = family.usual_guidance if self.guidance_scale is None else self.guidance_scale
-        names = {"guidance_name": family.guidance_name, "led_away_from": family.led_away_from}
+        names = {name: getattr(family, name) for name in ("guidance_name", "guidance_offset", "led_away_from")}
         return dataclasses.replace(self, guidance_scale=scale, own=tuple(family.call_options().items()), **names)
 
     @property
@@ -122,7 +123,7 @@ class Sampling:
     def call(self, count: int) -> dict[str, Any]:
         """The arguments of a call for so many images, by the pipeline's own names."""
         given = self.arguments()
-        given[self.guidance_name] = given.pop("guidance_scale")
+        given[self.guidance_name] = given.pop("guidance_scale") - self.guidance_offset
         away = self.negative_prompt or ("" if self.unguided else self.led_away_from)
         return {**given, **({"negative_prompt": [away] * count} if away else {})}
 

@@ -30,6 +30,8 @@ LICENCES = {
     "DeepFloydI": "DeepFloyd IF License",
     "DeepFloydII": "DeepFloyd IF License",
     "PixArtSigma": "CreativeML Open RAIL++-M",
+    "Lumina2": "Apache-2.0, and Gemma's terms of use",
+    "ZImage": "Apache-2.0",
     "Kolors": "Kolors Model License (research free; commercial use after registration)",
 }
 """Of the weights, as their model cards name it; read yours before you publish an adapter."""

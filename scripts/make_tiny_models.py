@@ -14,6 +14,7 @@ import functools
 import pathlib
 from typing import Any
 
+from tiny_llm_a import LLM_A
 from tiny_llm_b import LLM_B
 from tiny_more import MORE
 from tiny_originals import write_single_file
@@ -263,6 +264,7 @@ PARTS = {
     "flux": ("FluxPipeline", flux_parts),
     **MORE,
     **LLM_B,
+    **LLM_A,
 }
 SINGLE_FILES = ("sd", "sdxl", "sdxl-refiner")
 

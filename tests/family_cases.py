@@ -25,10 +25,12 @@ from dreamlit.families import (
     Flux,
     Flux2Klein,
     Kolors,
+    Lumina2,
     PixArtSigma,
     QwenImage,
     Sana,
     SDXLRefiner,
+    ZImage,
 )
 from dreamlit.families.deepfloyd_two import TwoStages
 from dreamlit.families.flux import unpacked
@@ -53,6 +55,8 @@ MODELS: dict[str, tuple[type[Family], str, dict[str, Any]]] = {
     "sana15": (Sana, "sana", {"qk_norm": "rms_norm_across_heads"}),
     "klein": (Flux2Klein, "flux2-klein", {}),
     "klein_distilled": (Flux2Klein, "flux2-klein", {"distilled": True}),
+    "lumina2": (Lumina2, "lumina2", {}),
+    "z_image": (ZImage, "z-image", {}),
     "flux_dev": (Flux, "flux", {}),
     "flux_schnell": (Flux, "flux", {"guidance": False}),
 }
@@ -113,6 +117,10 @@ def stock_embeds(pipeline: Any, prompts: list[str], **options: Any) -> list[torc
         return [pipeline.encode_prompt(prompts, "cpu")[0]]
     if isinstance(pipeline, diffusers.QwenImagePipeline):
         return qwen_embeds(pipeline, prompts)
+    if isinstance(pipeline, diffusers.Lumina2Pipeline):
+        return lumina_embeds(pipeline, prompts, **plain)
+    if isinstance(pipeline, diffusers.ZImagePipeline):
+        return z_image_embeds(pipeline, prompts)
     if isinstance(pipeline, diffusers.StableDiffusion3Pipeline):
         others = {"prompt_2": None, "prompt_3": None}
     embeds = pipeline.encode_prompt(prompts, **others, do_classifier_free_guidance=False, **plain)
@@ -136,6 +144,23 @@ def qwen_embeds(pipeline: Any, prompts: list[str]) -> list[torch.Tensor]:
     more = length - embeds.shape[1]
     mask = torch.ones(embeds.shape[:2]) if mask is None else mask.float()
     return [torch.nn.functional.pad(embeds, (0, 0, 0, more)), torch.nn.functional.pad(mask, (0, more))]
+
+
+def lumina_embeds(pipeline: Any, prompts: list[str], **options: Any) -> list[torch.Tensor]:
+    """An empty prompt as the pipeline reads an empty negative one."""
+    embeds, mask, *negative = pipeline.encode_prompt(prompts, **options)
+    for row in [row for row, prompt in enumerate(prompts) if not prompt]:
+        embeds[row], mask[row] = negative[0][row], negative[1][row]
+    return [embeds, mask.float()]
+
+
+def z_image_embeds(pipeline: Any, prompts: list[str]) -> list[torch.Tensor]:
+    """With zeros up to the length of the pipeline's call, which gives each prompt alone and changes the list."""
+    length = inspect.signature(pipeline.__call__).parameters["max_sequence_length"].default
+    alone = pipeline.encode_prompt(list(prompts), "cpu", do_classifier_free_guidance=False)[0]
+    embeds = [torch.nn.functional.pad(one, (0, 0, 0, length - len(one))) for one in alone]
+    mask = [(torch.arange(length) < len(one)).float() for one in alone]
+    return [torch.stack(embeds), torch.stack(mask)]
 
 
 @torch.no_grad()
@@ -177,10 +202,17 @@ def calls_of(pipeline: Any, prompts: list[str], **options: Any) -> list[Any]:
     packs = type(pipeline).__name__ in packing
     scale = 1000 if packs or isinstance(pipeline, diffusers.AuraFlowPipeline) else 1
 
+    turned = isinstance(pipeline, diffusers.Lumina2Pipeline | diffusers.ZImagePipeline)  # time from noise to image
+    unguided = 0.0 if isinstance(pipeline, diffusers.ZImagePipeline) else 1.0
+
     def record(module: Any, inputs: tuple[Any, ...], given: dict[str, Any], output: Any) -> None:
         x_t = inputs[0] if inputs else given.get("hidden_states", given.get("sample"))
         t = given["timestep"] if "timestep" in given else inputs[1]
-        t = t * scale
+        t = 1000 * (1 - t) if turned else t * scale
+        if isinstance(x_t, list):
+            x_t, output = (torch.stack(frames).squeeze(2) for frames in (x_t, output[0]))
+            output = (output,)
+        output = (-output[0],) if turned else output
         if packs:
             size = options["height"] // 8, options["width"] // 8
             calls.append((unpacked(x_t, *size), t, unpacked(output[0], *size), {}))
@@ -197,7 +229,7 @@ def calls_of(pipeline: Any, prompts: list[str], **options: Any) -> list[Any]:
         options |= off
     else:
         options["output_type"] = "latent"
-    pipeline(prompt=prompts, num_inference_steps=steps, guidance_scale=1.0, **options)
+    pipeline(prompt=list(prompts), num_inference_steps=steps, guidance_scale=unguided, **options)
     return calls
 
 

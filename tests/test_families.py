@@ -162,7 +162,9 @@ def test_lower_precision_is_near_and_comes_back_as_float32(folder: pathlib.Path,
 
 
 def last_layer(denoiser: Any) -> Any:
-    return denoiser.conv_out if hasattr(denoiser, "conv_out") else denoiser.proj_out
+    ends = ("conv_out", "proj_out", "norm_out.linear_2", "all_final_layer.2-1.linear")
+    names = dict(denoiser.named_modules())
+    return next(names[end] for end in ends if end in names)
 
 
 def inside(denoiser: Any) -> Any:
@@ -170,12 +172,12 @@ def inside(denoiser: Any) -> Any:
     if hasattr(denoiser, "down_blocks"):
         return denoiser.down_blocks[0].resnets[0]
     block = first_block(denoiser)
-    return block.norm1 if hasattr(block, "norm1") else block.img_norm1
+    return next(getattr(block, name) for name in ("norm1", "img_norm1", "attention_norm1") if hasattr(block, name))
 
 
 def first_block(denoiser: Any) -> Any:
-    joint = hasattr(denoiser, "joint_transformer_blocks")
-    return denoiser.joint_transformer_blocks[0] if joint else denoiser.transformer_blocks[0]
+    names = ("joint_transformer_blocks", "transformer_blocks", "layers")
+    return next(getattr(denoiser, name)[0] for name in names if hasattr(denoiser, name))
 
 
 def gradient(family: Family) -> torch.Tensor:

@@ -62,6 +62,8 @@ BEYOND = (
     "QwenImageTransformerBlock",
     "Flux2TransformerBlock",
     "Flux2SingleTransformerBlock",
+    "Lumina2TransformerBlock",
+    "ZImageTransformerBlock",
     "Attention",
 )
 """Blocks that the library's presets do not name; the last for DeepFloyd, whose attention is in no transformer."""

@@ -14,6 +14,8 @@ class Drawing:
     """Guidance of images where none is asked for."""
     guidance_name: ClassVar[str] = "guidance_scale"
     """What the pipeline calls its guidance."""
+    guidance_offset: ClassVar[float] = 0.0
+    """What the pipeline's number for guidance is less than ours, of which 1 is none."""
     led_away_from: ClassVar[str] = ""
     """The negative prompt where none is asked for, if the pipeline does not guide without one."""
     drawn_with: ClassVar[str] = ""
