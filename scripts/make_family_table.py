@@ -12,6 +12,7 @@ import sys
 
 from dreamlit.families import Family
 from dreamlit.families.checks import concrete_families
+from dreamlit.families.flow_transformer import FlowTransformer
 
 PAGE = pathlib.Path(__file__).resolve().parent.parent / "docs" / "families.md"
 START, END = "<!-- table: made by scripts/make_family_table.py -->", "<!-- end of the table -->"
@@ -45,6 +46,8 @@ def row(kind: type[Family]) -> str:
     encoders = ", ".join(f"`{encoder}`" for encoder, _ in kind.text_encoder_names)
     tiny = f"`{kind.tiny_autoencoder}`" if kind.tiny_autoencoder else "not needed" if pixels else "none known"
     files = "folder, hub, single file" if kind.single_file_layouts else "folder, hub"
+    if issubclass(kind, FlowTransformer):
+        files += "; the transformer from a file" + (" in its original layout too" if kind.original_mark else "")
     cells = [f"`{kind.__name__}`", about, f"`{kind.pipeline_class}`", encoders, latent, kind.noise, tiny, files]
     return "| " + " | ".join([*cells, LICENCES[kind.__name__]]) + " |"
 

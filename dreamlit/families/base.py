@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import gc
 import sys
 from abc import ABC, abstractmethod
@@ -89,10 +90,14 @@ class Family(Drawing, ABC):
         config = str(single_file_config) if single_file_config else None
         self.files = ModelFiles(str(path), revision, variant, config, local_files_only, self.single_file_layouts)
         offline = local_files_only
-        self.vae_files = ModelFiles(str(vae), None, variant, None, offline, option="vae") if vae else None
+        self.overrides: dict[str, ModelFiles] = {}
+        """Component -> where its weights are, for those that do not come from `files`."""
+        if vae:
+            self.overrides["vae"] = ModelFiles(str(vae), None, variant, None, offline, option="vae")
         self.tiny_vae_files = (
             ModelFiles(str(tiny_vae), local_files_only=offline, option="tiny_vae") if tiny_vae else None
         )
+        self.files = dataclasses.replace(self.files, without=tuple(self.overrides))
         self.dtype = dtype
         self.gradient_checkpointing = gradient_checkpointing
         self.channels_last = channels_last
@@ -172,11 +177,10 @@ class Family(Drawing, ABC):
         change the embeddings; the autoencoder always runs in float32, and the denoiser's precision is the trainer's.
         """
         content: dict[str, Any] = {"part": part}
-        if part == "vae" and self.vae_files is not None:
-            return fingerprints.of({**content, **fingerprints.vae_override(self.vae_files, self.files)})
         if part != "vae":  # families with the same autoencoder share their latents
             content["family"] = type(self).__name__
-        content["components"] = {name: fingerprints.component(self.files, name) for name in self.components(part)}
+        names = self.components(part)
+        content["components"] = {n: fingerprints.component(self.files, n, self.overrides.get(n)) for n in names}
         if part == "text_encoders":
             tokenizers = [tokenizer for _, tokenizer in self.text_parts()]
             content["tokenizers"] = {name: fingerprints.tokenizer(self.files.folder / name) for name in tokenizers}
@@ -209,11 +213,10 @@ class Family(Drawing, ABC):
     def _load(self, name: str) -> nn.Module:
         import torch
 
-        if name != "vae":
-            return loading.load_model(self.files, name, getattr(torch, self.dtype))
-        if self.vae_files is None:
-            return loading.load_model(self.files, name, torch.float32)
-        return loading.load_vae_override(self.vae_files, self.files, torch.float32)
+        dtype = torch.float32 if name == "vae" else getattr(torch, self.dtype)
+        if name in self.overrides:
+            return loading.load_override(self.overrides[name], self.files, name, dtype)
+        return loading.load_model(self.files, name, dtype)
 
     def unload(self, *parts: str) -> None:
         """Forget parts, so that their memory is free unless somebody else holds them."""

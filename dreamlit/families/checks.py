@@ -8,16 +8,22 @@ from typing import TYPE_CHECKING, Any
 
 from dreamlit.errors import ModelError
 from dreamlit.families.files import STEMS, ModelFiles, read_header, read_json, vae_folder, weight_faults
+from dreamlit.families.loading import component_class, empty
 
 if TYPE_CHECKING:
     from dreamlit.families.base import Family
 
+WHOLE = "model.diffusion_model."
+"""Begins the names of a denoiser's tensors in a file of a whole model."""
+PACKED = ("I8", "U8", "I32")
+SCALES = ("scale_weight", "weight_scale", "scaled_fp8", ".absmax", ".comfy_quant")
+"""Tensors without which a packed weight is worth nothing, and which nobody here reads."""
 TOKENIZER_FILES = ("vocab.json", "tokenizer.json", "spiece.model", "tokenizer.model")
 
 
 def path_faults(family: Family) -> list[str]:
     """Faults of the paths themselves: nothing there, a pickle, a damaged file."""
-    named = [files for files in (family.files, family.vae_files, family.tiny_vae_files) if files]
+    named = [files for files in (family.files, *family.overrides.values(), family.tiny_vae_files) if files]
     if family.files.is_file and family.files.config:
         named.append(family.files.layout)
     return [fault for files in named if (fault := files.fault())]
@@ -28,7 +34,7 @@ def idle_faults(family: Family) -> list[str]:
     files, faults = family.files, []
     kind = "a single file" if files.is_file else "a hub id" if files.is_hub else "a folder"
     wanted = {"single_file_config": (files.config, files.is_file), "revision": (files.revision, files.is_hub)}
-    wanted["variant"] = (files.variant, not files.is_file or family.vae_files is not None)
+    wanted["variant"] = (files.variant, not files.is_file or "vae" in family.overrides)
     for name, (value, used) in wanted.items():
         if value and not used:
             faults.append(f"{name} {value!r} does nothing for {kind} ({files.path}); leave it out")
@@ -52,8 +58,8 @@ def model_faults(family: Family) -> list[str]:
     if not family.files.layout.is_hub:
         for name in component_names(family):
             faults += component_faults(family, name, index.get(name))
-    if family.vae_files and not family.vae_files.is_hub and not family.vae_files.is_file:
-        faults += vae_faults(family, family.vae_files)
+    if (vae := family.overrides.get("vae")) and not vae.is_hub and not vae.is_file:
+        faults += vae_faults(family, vae)
     if family.tiny_vae_files and not family.tiny_vae_files.is_hub:
         from dreamlit.families.quick import tiny_faults
 
@@ -90,7 +96,7 @@ def component_faults(family: Family, name: str, entry: Any) -> Iterator[str]:
         return
     if name == family.denoiser_name and (channels := config.get("in_channels")) != family.denoiser_channels:
         yield f"{folder}: takes {channels} channels, not {family.denoiser_channels}: a model made for another task"
-    if name == "scheduler" or family.files.is_file or (name == "vae" and family.vae_files):
+    if name == "scheduler" or family.files.is_file or name in family.overrides:
         return
     yield from weight_faults(folder, entry[0], family.files.variant)
 
@@ -116,6 +122,30 @@ def vae_faults(family: Family, files: ModelFiles) -> Iterator[str]:
     elif stride != family.stride:
         yield f"{folder}: an autoencoder of {stride} pixels a cell; this model's latents have {family.stride}"
     yield from weight_faults(folder, "diffusers", variant)
+
+
+def transformer_faults(family: Family, mark: str | None) -> Iterator[str]:
+    """Yield why a file of other weights for the transformer cannot be read; `mark` is a name of the original layout."""
+    if (files := family.overrides.get("transformer")) is None:
+        return
+    if not files.is_file:
+        yield f"transformer {files.path!r} must be a .safetensors file; give a whole model as path"
+        return
+    header = {name: entry for name, entry in read_header(files.local).items() if name != "__metadata__"}
+    packed = [name for name, entry in header.items() if entry["dtype"] in PACKED or name.endswith(SCALES)]
+    if packed:
+        yield (
+            f"{files.path}: its weights are packed in few bits ({packed[0]}); give the file in bf16 or fp16, and ask "
+            "for few bits by model.base_model_precision"
+        )
+        return
+    names = {name.removeprefix(WHOLE) for name in header}
+    config = family.files.configuration("transformer/config.json")
+    own = set(empty(component_class(family.files.index, "transformer"), config.parent).state_dict())
+    if mark not in names and own - names:
+        kinds = "diffusers' layout" + (" or the original one" if mark else "")
+        sample = ", ".join(list(header)[:3])
+        yield f"{files.path}: no weights of a {type(family).__name__} in {kinds}; its tensors are {sample}, ..."
 
 
 def single_file_faults(family: Family) -> Iterator[str]:

@@ -40,7 +40,7 @@ class DeepFloydI(DDPM):
         return () if part == "vae" else super().components(part)
 
     def option_faults(self) -> list[str]:
-        given = {"vae": self.vae_files, "tiny_vae": self.tiny_vae_files}
+        given = {"vae": self.overrides.get("vae"), "tiny_vae": self.tiny_vae_files}
         idle = [name for name, value in given.items() if value]
         return [*super().option_faults(), *(f"{name} does nothing: this model works on pixels" for name in idle)]
 

@@ -36,6 +36,8 @@ class ModelFiles:
     """For a single file without `config`: how a tensor's name begins -> hub id with the layout."""
     option: str = "path"
     """The option that a user sets to name another place."""
+    without: tuple[str, ...] = ()
+    """Components of a hub model whose weights come from elsewhere and need not be fetched."""
 
     @functools.cached_property
     def local(self) -> pathlib.Path:
@@ -203,10 +205,12 @@ def hub_pipeline(files: ModelFiles) -> pathlib.Path:
             variant=files.variant,
             local_files_only=files.local_files_only,
             use_safetensors=True,
-            safety_checker=None,
+            **dict.fromkeys(("safety_checker", *files.without)),
         )
     except Exception as error:  # as above
         raise hub_error(files, error) from None
+    for name in files.without:
+        hub_file(files, f"{name}/config.json")
     return pathlib.Path(folder)
 
 

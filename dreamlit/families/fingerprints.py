@@ -30,11 +30,14 @@ def of(content: Any) -> str:
     return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
-def component(files: ModelFiles, name: str) -> list[Any]:
-    """Class, configuration and digests of the weights of one component of a model."""
-    folder = files.folder / name
+def component(files: ModelFiles, name: str, override: ModelFiles | None = None) -> list[Any]:
+    """Class, configuration and digests of the weights of one component of a model, or of what replaces it."""
+    folder, variant = files.folder / name, files.variant
     library, class_name = files.index[name]
-    digests = [file_digest(files.local)] if files.is_file else weight_digests(folder, library, files.variant)
+    if override and not override.is_file:
+        folder, variant = vae_folder(override)
+    whole = override if override and override.is_file else files if files.is_file and not override else None
+    digests = [file_digest(whole.local)] if whole else weight_digests(folder, library, variant)
     return [class_name, clean(read_json(folder / "config.json")), digests]
 
 
@@ -43,16 +46,6 @@ def weight_digests(folder: pathlib.Path, library: str, variant: str | None) -> l
     for fault in weight_faults(folder, library, variant):
         raise ModelError(fault)
     return [file_digest(path) for path in weight_files(folder, library, variant)]
-
-
-def vae_override(vae: ModelFiles, model: ModelFiles) -> dict[str, Any]:
-    """What `component` tells of the model's own autoencoder, for another one."""
-    if vae.is_file:
-        config, digests = model.folder / "vae" / "config.json", [file_digest(vae.local)]
-    else:
-        folder, variant = vae_folder(vae)
-        config, digests = folder / "config.json", weight_digests(folder, "diffusers", variant)
-    return {"components": {"vae": [model.index["vae"][1], clean(read_json(config)), digests]}}
 
 
 def tokenizer(folder: pathlib.Path) -> list[Any]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from dreamlit.errors import ModelError
-from dreamlit.families import loading, text
+from dreamlit.families import checks, loading, text
 from dreamlit.families.base import Family
-from dreamlit.families.files import read_json
+from dreamlit.families.files import ModelFiles, read_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,27 +27,37 @@ class FlowTransformer(Family):
     pipeline_prefix = "transformer"
     convolutions: ClassVar[bool] = False
     """Whether there are convolutions in its blocks."""
+    original_mark: ClassVar[str | None] = None
+    """A tensor that files in this model's original layout have, if they can be read."""
     t5_names: ClassVar[tuple[str, str]]
     """The T5 encoder and its tokenizer, as `model_index.json` names them."""
     t5_tokens: ClassVar[int]
     """Tokens that T5 reads: what the pipeline takes unless it is told otherwise."""
 
-    def __init__(self, path: str, *, shift: float | None = None, **options: Any) -> None:
+    def __init__(
+        self, path: str, *, shift: float | None = None, transformer: str | None = None, **options: Any
+    ) -> None:
         """Remember what to load.
 
         Args:
             path: A diffusers folder or a hub id (owner/name).
             shift: How far training and sampling are moved toward the noise: sigma' = s sigma / (1 + (s - 1) sigma);
                 by default as the model's scheduler says, by a number or by the size of the image.
+            transformer: Other weights of the transformer: a .safetensors file of it alone or of a whole model, in
+                diffusers' layout or, for SD3, Flux and Z-Image, the original one. All else comes from `path`.
             options: See `Family`.
         """
         super().__init__(path, **options)
         self.shift = shift
+        if transformer:
+            self.overrides["transformer"] = ModelFiles(str(transformer), option="transformer")
+            self.files = dataclasses.replace(self.files, without=tuple(self.overrides))
 
     def option_faults(self) -> list[str]:
         faults = []
         if self.channels_last and not self.convolutions:
             faults.append("channels_last does nothing for a transformer, which has no convolutions; leave it out")
+        faults += checks.transformer_faults(self, self.original_mark)
         try:
             self.process()
         except ModelError as error:

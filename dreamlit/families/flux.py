@@ -22,6 +22,7 @@ class Flux(FlowTransformer):
     """Flux.1: CLIP's pooled text and a T5, packed latents, rotary positions, guidance as an input (dev)."""
 
     pipeline_class = "FluxPipeline"
+    original_mark = "double_blocks.0.img_attn.qkv.weight"
     tiny_autoencoder = "madebyollin/taef1"
     guided = False
     usual_guidance = 3.5

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from dreamlit.errors import ModelError
-from dreamlit.families.files import MODULES, STEMS, ModelFiles, read_header, vae_folder
+from dreamlit.families.files import MODULES, STEMS, ModelFiles, read_header, read_json, vae_folder
 from dreamlit.quiet import no_weight_bars
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 SINGLE_FILE_PREFIXES = {
     "vae": ("first_stage_model.",),
     "unet": ("model.diffusion_model.",),
+    "transformer": ("model.diffusion_model.",),
     "text_encoder": ("cond_stage_model.", "conditioner.embedders."),
 }
 
@@ -33,6 +34,16 @@ def component_class(index: dict[str, Any], name: str) -> type[Any]:
     if found is None:
         raise ModelError(f"model_index.json names {library}.{class_name} for {name!r}, which is not available here")
     return found
+
+
+def empty(kind: type[Any], folder: pathlib.Path) -> Any:
+    """A model of its configuration: parameters on the meta device, buffers that are in no file as they must be."""
+    import accelerate
+
+    with accelerate.init_empty_weights(include_buffers=False):
+        if hasattr(kind, "from_config"):  # of diffusers
+            return kind.from_config(read_json(folder / "config.json"))
+        return kind(kind.config_class.from_pretrained(folder, local_files_only=True))
 
 
 def compile_blocks(denoiser: Any) -> None:
@@ -96,7 +107,7 @@ def from_original(
     except (OSError, ValueError, RuntimeError, KeyError, SingleFileComponentError) as error:
         raise ModelError(
             f"{files.path}: its {name} lacks tensors or does not fit the configuration in {layout} ({error}); "
-            "single_file_config must name a model of the same kind"
+            f"{'path' if files.option == 'transformer' else 'single_file_config'} must name a model of the same kind"
         ) from error
 
 
@@ -119,18 +130,20 @@ def clip_from_original(kind: type[Any], tensors: dict[str, Any], **options: Any)
     return create_diffusers_clip_model_from_ldm(kind, tensors, **options)
 
 
-def load_vae_override(vae: ModelFiles, model: ModelFiles, dtype: torch.dtype) -> nn.Module:
-    """Another autoencoder: a VAE or whole-model folder, a hub id of either, or a `.safetensors` VAE.
+def load_override(files: ModelFiles, model: ModelFiles, name: str, dtype: torch.dtype) -> nn.Module:
+    """A component from elsewhere: a `.safetensors` file; for a VAE also a folder of it or of a model, or a hub id.
 
-    A lone file has no configuration, so it is read as an autoencoder of the model's own layout.
+    A lone file has no configuration, so it is read as a component of the model's own layout.
     """
-    kind = component_class(model.index, "vae")
-    if not vae.is_file:
-        folder, variant = vae_folder(vae)
-        return complete(load_from_folder(folder, kind, variant, dtype), "vae", vae.path)
-    prefixes = SINGLE_FILE_PREFIXES["vae"]
-    tensors = read_tensors(vae.local, prefixes, dtype) or read_tensors(vae.local, ("",), dtype)
-    return complete(from_original(kind, tensors, vae, model.folder, "vae", dtype), "vae", vae.path)
+    kind = component_class(model.index, name)
+    if not files.is_file:
+        folder, variant = vae_folder(files)
+        return complete(load_from_folder(folder, kind, variant, dtype), name, files.path)
+    prefixes = SINGLE_FILE_PREFIXES[name]
+    tensors = read_tensors(files.local, prefixes, dtype) or read_tensors(files.local, ("",), dtype)
+    if name == "transformer":  # diffusers takes the prefix off for some models only
+        tensors = {key.removeprefix(prefixes[0]): value for key, value in tensors.items()}
+    return complete(from_original(kind, tensors, files, model.folder, name, dtype), name, files.path)
 
 
 def read_tensors(path: pathlib.Path, prefixes: tuple[str, ...], dtype: torch.dtype) -> dict[str, torch.Tensor]:

@@ -18,6 +18,7 @@ class SD3(FlowTransformer):
     """Stable Diffusion 3 and 3.5: two CLIP text encoders and a T5, joint attention over text and image."""
 
     pipeline_class = "StableDiffusion3Pipeline"
+    original_mark = "joint_blocks.0.x_block.attn.qkv.weight"
     tiny_autoencoder = "madebyollin/taesd3"
     text_encoder_names = (
         ("text_encoder", "tokenizer"),

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from dreamlit.errors import ModelError
-from dreamlit.families.files import read_json, weight_files
-from dreamlit.families.loading import complete, component_class
+from dreamlit.families.files import weight_files
+from dreamlit.families.loading import complete, component_class, empty
 from dreamlit.quantisation import LEVELS
 
 if TYPE_CHECKING:
@@ -31,7 +31,8 @@ def load_quantised(family: Family, name: str, level: str, device: Any) -> nn.Mod
     from dreamlit.quantisation.layers import quantise
 
     in_own_way = type(family)._load.__module__ != "dreamlit.families.base"
-    model = None if family.files.is_file or in_own_way else streamed(family, name, level, device)
+    elsewhere = family.files.is_file or name in family.overrides
+    model = None if elsewhere or in_own_way else streamed(family, name, level, device)
     if model is None:
         model = quantise(family._load(name).to(device), level)
     return complete(model, name, family.files.path)
@@ -54,16 +55,6 @@ def streamed(family: Family, name: str, level: str, device: Any) -> nn.Module | 
     if hasattr(model, "tie_weights"):
         model.tie_weights()
     return model.eval()
-
-
-def empty(kind: type[Any], folder: pathlib.Path) -> Any:
-    """A model of its configuration: parameters on the meta device, buffers that are in no file as they must be."""
-    import accelerate
-
-    with accelerate.init_empty_weights(include_buffers=False):
-        if hasattr(kind, "from_config"):  # of diffusers
-            return kind.from_config(read_json(folder / "config.json"))
-        return kind(kind.config_class.from_pretrained(folder, local_files_only=True))
 
 
 def tensor_names(files: list[pathlib.Path]) -> set[str]:

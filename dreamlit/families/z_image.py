@@ -20,6 +20,7 @@ class ZImage(FlowTransformer):
     """Z-Image: a Qwen3, whose text and the image are one stream after short ones of their own."""
 
     pipeline_class = "ZImagePipeline"
+    original_mark = "layers.0.attention.qkv.weight"
     tiny_autoencoder = "madebyollin/taef1"
     usual_guidance = 5.0
     guidance_offset = 1.0  # the pipeline adds its guidance times the difference to the guided prediction
