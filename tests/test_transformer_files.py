@@ -7,12 +7,14 @@ import pathlib
 import shutil
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from dreamlit.errors import ModelError
 from dreamlit.families import SD3, Flux, QwenImage, ZImage
+from dreamlit.families.loading import empty
 from tests.family_cases import MODELS, complaint, loaded, predicted
 from tests.original_layouts import FLUX, Z_IMAGE, original
 from tests.original_layouts import SD3 as SD3_NAMES
@@ -43,7 +45,8 @@ def written(path: pathlib.Path, tensors: dict[str, torch.Tensor], prefix: str = 
 @pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
 @pytest.mark.parametrize("name", CASES)
 def test_every_tensor_comes_from_the_file(tmp_path, family_folders, name, prefix):
-    kind, folder, names = MODELS[name][0], family_folders(name), CASES[name]
+    folder, names = family_folders(name), CASES[name]
+    kind: Any = MODELS[name][0]
     state = changed(folder)
     more = {"first_stage_model.decoder.conv_in.bias": torch.zeros(3)} if prefix else {}
     tensors = original(names, state) if names else state
@@ -73,11 +76,7 @@ def test_flux_is_read_from_the_original_layout(tmp_path, family_folders):
     shutil.copytree(family_folders("flux_dev"), folder, ignore=shutil.ignore_patterns("diffusion_pytorch_model*"))
     shutil.copytree(family_folders("flux_dev") / "vae", folder / "vae", dirs_exist_ok=True)
     (folder / "transformer" / "config.json").write_text(json.dumps(wide_flux(folder)))
-    from diffusers import FluxTransformer2DModel
-
-    from dreamlit.families.loading import empty
-
-    shapes = empty(FluxTransformer2DModel, folder / "transformer").state_dict()
+    shapes = empty(diffusers.FluxTransformer2DModel, folder / "transformer").state_dict()
     state = {}
     for place, (name, like) in enumerate(shapes.items()):
         rows = (torch.arange(like.shape[0]) % 251 + place).to(torch.bfloat16)
