@@ -7,14 +7,13 @@ import pathlib
 import shutil
 from typing import Any
 
-import diffusers
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from dreamlit.errors import ModelError
 from dreamlit.families import SD3, Flux, QwenImage, ZImage
-from dreamlit.families.loading import empty
+from dreamlit.families.loading import component_class, empty
 from tests.family_cases import MODELS, complaint, loaded, predicted
 from tests.original_layouts import FLUX, Z_IMAGE, original
 from tests.original_layouts import SD3 as SD3_NAMES
@@ -76,7 +75,7 @@ def test_flux_is_read_from_the_original_layout(tmp_path, family_folders):
     shutil.copytree(family_folders("flux_dev"), folder, ignore=shutil.ignore_patterns("diffusion_pytorch_model*"))
     shutil.copytree(family_folders("flux_dev") / "vae", folder / "vae", dirs_exist_ok=True)
     (folder / "transformer" / "config.json").write_text(json.dumps(wide_flux(folder)))
-    shapes = empty(diffusers.FluxTransformer2DModel, folder / "transformer").state_dict()
+    shapes = empty(component_class(Flux(str(folder)).files.index, "transformer"), folder / "transformer").state_dict()
     state = {}
     for place, (name, like) in enumerate(shapes.items()):
         rows = (torch.arange(like.shape[0]) % 251 + place).to(torch.bfloat16)
