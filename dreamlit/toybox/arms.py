@@ -64,7 +64,12 @@ ARMS: dict[str, Arm] = {
             "LoKr, class images themselves as targets, at the same weight of 30",
             {"model.objective.prior_target": "data"},
         ),
-        Arm("lokr-weak-prior", "LoKr, prior_loss_weight 1 as in the paper", {"model.objective.prior_loss_weight": 1.0}),
+        Arm(
+            "lokr-data-prior-1",
+            "LoKr, class images themselves as targets, at a weight of 1 as in the paper",
+            {"model.objective.prior_target": "data", "model.objective.prior_loss_weight": 1.0},
+        ),
+        Arm("lokr-weak-prior", "LoKr, the teacher at prior_loss_weight 1", {"model.objective.prior_loss_weight": 1.0}),
         Arm("lokr-no-masks", "LoKr without masks", masks=False),
         Arm("lokr-short-prompt", "LoKr, the same prompt for every photo instead of captions", captions=False),
         Arm(
