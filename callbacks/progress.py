@@ -23,6 +23,8 @@ from dreamlit.types import Role
 SLOW_DATA = 0.2
 """Share of the time spent on waiting for data from which on the user is told."""
 JUDGED_AFTER_S = 20.0
+OF_CLASS = len(Role)
+"""Stands for class prompts where others have a `Role`."""
 RECENT_BATCHES = 50
 SHORT_EPOCH = 50
 
@@ -95,7 +97,11 @@ class RunProgress(ProgressBar):
             return
         # Lightning hands over the loss already divided by the batches that are summed into one step.
         loss = outputs["loss"].detach() * trainer.accumulate_grad_batches
-        self._recent.append((loss, outputs["per_sample"].detach(), batch.role))
+        of_class = outputs.get("of_class")
+        losses, roles = outputs["per_sample"].detach(), batch.role
+        if of_class is not None:
+            losses, roles = torch.cat([losses, of_class]), torch.cat([roles, roles.new_full(of_class.shape, OF_CLASS)])
+        self._recent.append((loss, losses, roles))
         now, step = time.monotonic(), trainer.global_step
         wait = self.refresh_s if self._bar else self.line_every_s
         early = self._said_once and now - self._last < wait and step < self._total
@@ -181,17 +187,18 @@ class RunProgress(ProgressBar):
 
 
 def recent_losses(batches: deque[tuple[Tensor, Tensor, Tensor]]) -> list[str]:
-    """Name and mean of the loss, and of its two parts where there are both; waits for the device.
+    """Name and mean of the loss, and of its parts where there are several; waits for the device.
 
     Args:
-        batches: loss [], losses of the samples [B] and their roles [B] of each batch.
+        batches: loss [], losses [N] of samples and class prompts and their roles [N] of each batch.
     """
     total = torch.stack([loss for loss, _, _ in batches]).float().cpu()
     losses = torch.cat([losses for _, losses, _ in batches]).float().cpu()
     roles = torch.cat([roles for _, _, roles in batches]).cpu()
     said = [f"loss {finite_mean(total):.4f}"]
-    parts = {"instance": losses[roles == Role.INSTANCE], "prior": losses[roles == Role.REGULARISATION]}
-    if all(len(part) for part in parts.values()):
+    names = {"instance": Role.INSTANCE, "prior": Role.REGULARISATION, "class": OF_CLASS}
+    parts = {name: part for name, role in names.items() if len(part := losses[roles == role])}
+    if len(parts) > 1:
         said += [f"{name} {finite_mean(part):.4f}" for name, part in parts.items()]
     lost = int((~total.isfinite()).sum())
     return said if not lost else [*said, f"{lost} of {len(total)} batches not finite"]

@@ -263,7 +263,8 @@ def captions_of(manifest: Manifest, seed: int) -> list[str]:
 
     specs: dict[str, Any] = {spec.id: spec for spec in manifest.specs}
     samples = all_samples(manifest)
-    captions = (expand(sample.captions, specs[sample.dataset_id], seed) for sample in samples)
+    captions = [expand(sample.captions, specs[sample.dataset_id], seed) for sample in samples]
+    captions += [specs[name].class_prompt for name in dict.fromkeys(sample.dataset_id for sample in manifest.samples)]
     return list(dict.fromkeys(caption for group in captions for caption in group))
 
 

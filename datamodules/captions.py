@@ -40,6 +40,7 @@ __all__ = [
     "TextFile",
     "decode_text",
     "draw_caption",
+    "draw_class_prompt",
     "expand",
     "read_captions",
     "strategy_for",
@@ -150,6 +151,15 @@ def draw_caption(variants: Sequence[str], spec: ImageDataset, seed: int, sample_
     turn, place = divmod(visit, len(captions))
     order = sorted(range(len(captions)), key=lambda index: unit(seed, "caption", sample_id, turn, index))
     return captions[order[place]]
+
+
+def draw_class_prompt(spec: ImageDataset, seed: int, sample_id: str, visit: int) -> str | None:
+    """One of the dataset's `class_prompt` for a draw, or None without any; each is used once in a round of visits."""
+    if not spec.class_prompt:
+        return None
+    turn, place = divmod(visit, len(spec.class_prompt))
+    order = sorted(range(len(spec.class_prompt)), key=lambda index: unit(seed, "class", sample_id, turn, index))
+    return spec.class_prompt[order[place]]
 
 
 @functools.lru_cache(maxsize=4096)

@@ -112,9 +112,12 @@ def _role_faults(spec: ImageDataset) -> Iterator[str]:
         yield "missing_mask does nothing without conditioning_data"
     if spec.conditioning_data is not None and spec.alpha == "mask":
         yield "alpha: mask and conditioning_data give each image two masks: keep one"
+    if spec.class_prompt and spec.is_regularisation_data:
+        yield "class_prompt does nothing for is_regularisation_data: its images are held at the base model's prediction"
     if not spec.is_eval:
         return
     unused = {
+        "class_prompt": bool(spec.class_prompt),
         "is_regularisation_data": spec.is_regularisation_data,
         "repeats": spec.repeats != 0,
         "probability": spec.probability != 1,

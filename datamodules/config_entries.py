@@ -129,6 +129,11 @@ class ImageDataset:
     """Puts `instance_prompt` and a space before every caption."""
     only_instance_prompt: bool = False
     """Uses `instance_prompt` in place of whatever `caption_strategy` gives."""
+    class_prompt: tuple[str, ...] = ()
+    """Keeps the class without class images: each draw of a photo is also trained, with this prompt in place of its
+    caption, toward what the base model predicts with it (for example `a photo of a dog`, without the subject's name).
+    A list gives variants; each draw uses one. Weighted by `objective.prior_loss_weight`. A step takes about twice as
+    long."""
     empty_caption: str = "error"
     """What happens to images whose caption is empty. `error`: all are listed and nothing starts. `allow`: trained with
     the empty prompt. `skip`: left out, and listed."""

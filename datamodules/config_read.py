@@ -148,8 +148,9 @@ def _names(cls: type[DatasetSpec]) -> list[str]:
 def to_mapping(spec: DatasetSpec) -> dict[str, Any]:
     """An entry as plain values with absolute paths: reading it again, from any folder, gives an equal entry."""
     plain = {key: _plain(value) for key, value in dataclasses.asdict(spec).items()}
-    if len(plain.get("instance_prompt", ())) == 1:
-        plain["instance_prompt"] = plain["instance_prompt"][0]
+    for key in ("instance_prompt", "class_prompt"):
+        if len(plain.get(key, ())) == 1:
+            plain[key] = plain[key][0]
     return {key: value for key, value in plain.items() if value is not None and value != []}
 
 

@@ -252,6 +252,7 @@ CONVERTERS: dict[str, Converter] = {
     "on_bad_file": choice("error", "skip"),
     "caption_strategy": strategy,
     "instance_prompt": prompts,
+    "class_prompt": prompts,
     "prepend_instance_prompt": boolean,
     "only_instance_prompt": boolean,
     "empty_caption": choice("error", "allow", "skip"),

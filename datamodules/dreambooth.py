@@ -161,6 +161,8 @@ class DreamBoothData(LightningDataModule):
         self._caches = self.caches(encoders, manifest)
         self._module.run_facts["manifest_digest"] = manifest.digest()
         self._module.regularised = any(sample.role == Role.REGULARISATION for sample in manifest.samples)
+        prompted = {spec.id for spec in self.specs.images if spec.class_prompt}
+        self._module.class_prompts = any(sample.dataset_id in prompted for sample in manifest.samples)
         known = leak(manifest.samples, manifest.eval_samples) if stage == "fit" else None
         if known and self.trainer is not None and self.trainer.is_global_zero:
             warn(known)  # such a run would be steered by photos that it learns by heart

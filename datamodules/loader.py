@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from dreamlit.datamodules.cache import Caches
-from dreamlit.datamodules.captions import draw_caption
+from dreamlit.datamodules.captions import draw_caption, draw_class_prompt
 from dreamlit.datamodules.config_entries import DatasetSpec, ImageDataset
 from dreamlit.datamodules.plan import Draw, Plan
 from dreamlit.datamodules.samples import Sample
 from dreamlit.types import Batch
+
+if TYPE_CHECKING:
+    from dreamlit.types import Conditioning
 
 
 class NoiseDraw(Protocol):
@@ -57,7 +60,8 @@ class PlanDataset(Dataset):
 
     def __getitem__(self, item: Item) -> dict[str, Any]:
         sample, visit = self.samples[item.draw.sample], item.draw.visit
-        caption = draw_caption(sample.captions, self.specs[sample.dataset_id], self.seed, sample.id, visit)
+        spec, place = self.specs[sample.dataset_id], (self.seed, sample.id, visit)
+        caption, of_class = draw_caption(sample.captions, spec, *place), draw_class_prompt(spec, *place)
         latents = self.caches.latent(sample)
         noise = self.noise(sample.id, visit, tuple(latents.shape))
         return {
@@ -66,6 +70,7 @@ class PlanDataset(Dataset):
             "input_eps": noise.input_eps,
             "t": noise.t,
             "conditioning": self.caches.text(caption, sample.dataset_id),
+            "class": None if of_class is None else self.caches.text(of_class, sample.dataset_id),
             "mask": self.caches.mask(sample),
             "role": int(sample.role),
             "frame": frame_of(sample),
@@ -83,15 +88,16 @@ def frame_of(sample: Sample) -> list[int]:
 def collate(items: list[dict[str, Any]], weight: float = 1.0) -> Batch:
     """Stacks the items of one bucket into a `Batch`, each with the same loss weight."""
     latents = torch.stack([item["latents"] for item in items]).float()
+    class_rows = [row for row, item in enumerate(items) if item.get("class") is not None]
     masks = [torch.ones(1, *latents.shape[2:]) if item["mask"] is None else item["mask"] for item in items]
     return Batch(
         latents=latents,
         eps=torch.stack([item["eps"] for item in items]),
         input_eps=torch.stack([item["input_eps"] for item in items]),
         t=torch.as_tensor([item["t"] for item in items]),
-        conditioning={
-            name: torch.stack([item["conditioning"][name] for item in items]) for name in items[0]["conditioning"]
-        },
+        conditioning=stacked([item["conditioning"] for item in items]),
+        class_conditioning=stacked([items[row]["class"] for row in class_rows]),
+        class_rows=torch.tensor(class_rows, dtype=torch.int64),
         mask=torch.stack(masks).reshape(len(items), 1, *latents.shape[2:]).float(),
         role=torch.tensor([item["role"] for item in items]),
         weight=torch.full((len(items),), weight),
@@ -99,6 +105,12 @@ def collate(items: list[dict[str, Any]], weight: float = 1.0) -> Batch:
         keys=[item["key"] for item in items],
         position=items[0]["position"],
     )
+
+
+def stacked(conditionings: list[Conditioning]) -> Conditioning:
+    """Text conditionings of one sample each as one of all; empty for none."""
+    names = conditionings[0] if conditionings else ()
+    return {name: torch.stack([one[name] for one in conditionings]) for name in names}
 
 
 class PlanSampler:

@@ -209,5 +209,6 @@ def _identity(sample: Sample) -> str:
 
 def _draws(spec: ImageDataset) -> str:
     prompt = spec.instance_prompt if spec.prepend_instance_prompt else ()  # keeps its place under shuffling
-    facts = (spec.id, spec.dataset_type, spec.repeats, spec.probability)
+    facts: tuple[object, ...] = (spec.id, spec.dataset_type, spec.repeats, spec.probability)
+    facts += (("class", *spec.class_prompt),) if spec.class_prompt else ()
     return repr(("dataset", *facts, spec.caption_dropout, dataclasses.astuple(spec.caption_shuffle), prompt))

@@ -131,8 +131,12 @@ def data_faults(model: DreamBooth, data: DreamBoothData) -> list[str]:
     masked = any(
         getattr(spec, "conditioning_data", None) or getattr(spec, "alpha", None) == "mask" for spec in data.specs
     )
+    prompted = any(getattr(spec, "class_prompt", ()) for spec in data.specs)
+    if prompted and objective.prior_loss_weight == 0:
+        faults.append("class_prompt has no effect with model.objective.prior_loss_weight: 0; remove one of them")
+    held = "a dataset with is_regularisation_data: true or class_prompt"
     for field, wanted, present, what in (
-        ("prior_loss_weight", 1.0, regularisation, "a dataset with is_regularisation_data: true"),
+        ("prior_loss_weight", 1.0, regularisation or prompted, held),
         ("prior_target", "base_model", regularisation, "a dataset with is_regularisation_data: true"),
         ("mask_normalisation", "area", masked, "a dataset with masks (conditioning_data) or alpha: mask"),
         ("unmasked_weight", 0.0, masked, "a dataset with masks (conditioning_data) or alpha: mask"),

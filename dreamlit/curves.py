@@ -22,7 +22,12 @@ if TYPE_CHECKING:
 Curve = Mapping[int, float]
 """Optimizer step -> loss."""
 
-LABELS = {"loss": "loss", "loss/instance": "subject (instance)", "loss/prior": "regularisation (prior)"}
+LABELS = {
+    "loss": "loss",
+    "loss/instance": "subject (instance)",
+    "loss/prior": "regularisation (prior)",
+    "loss/class": "class prompts",
+}
 LOG_FOLDER = re.compile(r"logs(?:-(\d+))?")
 TITLES = {
     "subject_fidelity": "subject fidelity (higher is better)",
@@ -149,15 +154,15 @@ def smoothed(values: Sequence[float], span: float) -> list[float]:
 def loss_figure(curves: Mapping[str, Curve], title: str = "") -> Figure:
     """The losses over the optimizer steps: points as they came, faint, and a smoothed line for each curve.
 
-    With both an instance and a prior loss the two are drawn, otherwise the one loss that is trained on.
+    With a loss of the class beside that of the subject each is drawn, otherwise the one loss that is trained on.
 
     Raises:
         ValueError: when no curve has a point.
     """
     from matplotlib.figure import Figure
 
-    parts = [name for name in ("loss/instance", "loss/prior") if curves.get(name)]
-    names = parts if len(parts) == 2 else ["loss"]
+    parts = [name for name in LABELS if name != "loss" and curves.get(name)]
+    names = parts if len(parts) > 1 else ["loss"]
     if not any(curves.get(name) for name in names):
         raise ValueError("no loss was recorded, so there is nothing to draw")
     figure = Figure(figsize=(9, 4 + 2 * (len(names) - 1)), layout="constrained")

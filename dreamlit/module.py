@@ -20,15 +20,16 @@ from dreamlit.non_finite import NonFinite, judged_gradients, known_first
 from dreamlit.objective import Losses, Objective
 from dreamlit.optimisation import Schedule, apply_options, check_schedule, schedule
 from dreamlit.outputs import Outputs
+from dreamlit.predictions import Predictions, rows_of
 from dreamlit.process import Process
 from dreamlit.quantisation import NO_CHANGE, Precision
-from dreamlit.rollout import Predict, RolloutOptions, rollout, rollout_target
+from dreamlit.rollout import RolloutOptions, rollout, rollout_target
 from dreamlit.seeds import reseed
 from dreamlit.step_sums import StepSums
 from dreamlit.types import Batch
 
 
-class DreamBooth(Outputs):
+class DreamBooth(Predictions, Outputs):
     """A pretrained model family, an adapter on its denoiser, and the objective that trains it.
 
     Args:
@@ -90,12 +91,17 @@ class DreamBooth(Outputs):
         """What a checkpoint says about its run: filled by whoever knows it (the command, the datamodule)."""
         self.regularised = True
         """Whether there are regularisation samples; the datamodule knows. `Full` keeps no copy of the base without."""
+        self.class_prompts = False
+        """Whether datasets have class prompts; the datamodule knows."""
+        self.prior_loss_weight = objective.prior_loss_weight
+        """The objective's, unless a callback steers it."""
         self.rollout = RolloutOptions()
         """Scheduled sampling, off unless the callback `ScheduledSampling` turns it on."""
         self.eval_passes: tuple[str, ...] = (WEIGHTS,)
         """What an evaluation measures; with an `EMA` for `validation` also its average (`dreamlit.evaluating`)."""
         self.denoiser: torch.nn.Module | None = None
-        self._step_sums = StepSums()
+        self.step_sums = StepSums()
+        """The losses of the latest optimizer step."""
 
     @functools.cached_property
     def process(self) -> Process:
@@ -108,7 +114,7 @@ class DreamBooth(Outputs):
         """Loads the denoiser and attaches the adapter; doing it again changes nothing."""
         if self.denoiser is not None:
             return
-        prior = self.objective.prior_target == "base_model" and self.regularised
+        prior = self.class_prompts or (self.objective.prior_target == "base_model" and self.regularised)
         teacher = prior or self.objective.unmasked_target == "base_model"
         # Lightning calls this with the accelerator as torch's default device, where other generators draw.
         with torch.device("cpu"):
@@ -155,43 +161,17 @@ class DreamBooth(Outputs):
         target = self.process.target(batch.latents, batch.eps, batch.t)
         if offsets is not None and offsets.any():
             places = self.process.sized(batch.latents.shape), batch.latents
-            x_t = rollout(self._as_it_samples(batch), *places, batch.input_eps, batch.t, offsets, self.rollout)
+            x_t = rollout(self.as_it_samples(batch), *places, batch.input_eps, batch.t, offsets, self.rollout)
             target = rollout_target(*places, batch.eps, batch.t, x_t, offsets, self.rollout)
         base = self.base_prediction(x_t, batch, self.objective.needs_base(batch))
+        taught, asked, rows = None, (), batch.class_rows
+        if rows is not None and len(rows):  # before the model's own forward: `Full` puts other weights in place
+            asked = rows_of(batch, x_t, rows, batch.class_conditioning)
+            taught = self.by_base(*asked)
         prediction = self.family.predict(x_t, batch.t, batch.conditioning, batch.frame, denoiser=self.denoiser)
-        return self.objective.losses(self.process, prediction, target, batch, base)
-
-    def _as_it_samples(self, batch: Batch) -> Predict:
-        """The denoiser for rows of the batch, without dropout: it takes nothing from the training's random numbers."""
-
-        def predict(x_t: Tensor, t: Tensor, rows: Tensor) -> Tensor:
-            conditioning = {name: value[rows] for name, value in batch.conditioning.items()}
-            training = [part for part in self.modules() if part.training]
-            for part in training:
-                part.training = False
-            try:
-                return self.family.predict(x_t, t, conditioning, batch.frame[rows], denoiser=self.denoiser)
-            finally:
-                for part in training:
-                    part.training = True
-
-        return predict
-
-    @torch.no_grad()
-    def base_prediction(self, x_t: Tensor, batch: Batch, needed: Tensor) -> Tensor | None:
-        """What the base model predicts for the samples where `needed` ([B], bool) holds; zeros elsewhere.
-
-        The base sees the same noisy latent, timestep and conditioning as the model in training.
-        """
-        rows = needed.nonzero().flatten()
-        if len(rows) == 0:
-            return None
-        conditioning = {name: value[rows] for name, value in batch.conditioning.items()}
-        with self.adapter.disabled() as base:
-            part = self.family.predict(x_t[rows], batch.t[rows], conditioning, batch.frame[rows], denoiser=base)
-        result = torch.zeros_like(x_t)
-        result[rows] = part.to(result.dtype)
-        return result
+        of_class = None if taught is None else (self.family.predict(*asked, denoiser=self.denoiser), taught)
+        weight = self.prior_loss_weight
+        return self.objective.losses(self.process, prediction, target, batch, base, of_class, weight)
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         offsets = None
@@ -201,19 +181,22 @@ class DreamBooth(Outputs):
         losses = self.losses(batch, offsets)
         self.non_finite.see(batch, losses.per_sample, batch_idx % self.trainer.accumulate_grad_batches == 0)
         self._log_losses(losses, batch_idx)
-        return {"loss": losses.total, "per_sample": losses.per_sample, "keys": batch.keys, "offsets": offsets}
+        told = {"per_sample": losses.per_sample, "of_class": losses.of_class, "keys": batch.keys, "offsets": offsets}
+        return {"loss": losses.total, **told}
 
     def _log_losses(self, losses: Losses, batch_idx: int) -> None:
-        self._step_sums.add(losses, batch_idx % self.trainer.accumulate_grad_batches == 0, self.trainer.world_size)
+        self.step_sums.add(losses, batch_idx % self.trainer.accumulate_grad_batches == 0, self.trainer.world_size)
         every = self.trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]
         if not every or (self.global_step + 1) % every:
             # Lightning's log takes a millisecond for each value; a callback that monitors the loss still finds one.
-            self.trainer.callback_metrics["loss"] = self._step_sums.loss
+            self.trainer.callback_metrics["loss"] = self.step_sums.loss
             return
-        self.log("loss", self._step_sums.loss, prog_bar=True, rank_zero_only=True)
+        self.log("loss", self.step_sums.loss, prog_bar=True, rank_zero_only=True)
         # Without a sample of a role its mean is 0 / 0, NaN; left out, loggers would repeat the last one.
-        self.log("loss/instance", self._step_sums.instance, rank_zero_only=True)
-        self.log("loss/prior", self._step_sums.prior, rank_zero_only=True)
+        self.log("loss/instance", self.step_sums.instance, rank_zero_only=True)
+        self.log("loss/prior", self.step_sums.prior, rank_zero_only=True)
+        if self.class_prompts:
+            self.log("loss/class", self.step_sums.of_class, rank_zero_only=True)
 
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
@@ -222,7 +205,7 @@ class DreamBooth(Outputs):
         assert optimizer_closure is not None
         loss = optimizer_closure()  # the last batch of the step, forward and backward
         gradients = judged_gradients(self.trainer, optimizer)
-        self.step_skipped = not self.non_finite.is_finite(self._step_sums.total, gradients)
+        self.step_skipped = not self.non_finite.is_finite(self.step_sums.total, gradients)
         if self.step_skipped:
             self.non_finite.skip(self.trainer, self)
         else:

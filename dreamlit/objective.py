@@ -55,23 +55,18 @@ class Losses(NamedTuple):
     role: Tensor
     """`Role` of each sample: [B]."""
 
-    def role_sums(self) -> Tensor:
-        """[2, 2]: for each `Role` the sum of its losses and their number. Sums over ranks and steps may be added up."""
+    of_class: Tensor | None = None
+    """The same of the samples with a class prompt, under that prompt: [K], detached; None without any."""
+
+    def sums(self) -> Tensor:
+        """[3, 2]: of each `Role` and of the class prompts the losses' sum and number. They add up over ranks, steps."""
         import torch
 
         member = torch.stack([self.role == role for role in Role])  # [roles, B]
         losses = self.per_sample.masked_fill(~member, 0)  # masked, not multiplied: one role's NaN stays its own
-        return torch.stack([losses.sum(dim=1), member.to(losses.dtype).sum(dim=1)], dim=1)
-
-    def breakdown(self) -> dict[str, Tensor | None]:
-        """Mean loss of the instance and of the regularisation samples, for logging; None where there are none.
-
-        Waits for the device; call it when something is logged.
-        """
-        names = {"loss/instance": Role.INSTANCE, "loss/prior": Role.REGULARISATION}
-        sums = self.role_sums()
-        counts = sums[:, 1].tolist()
-        return {name: sums[role, 0] / counts[role] if counts[role] else None for name, role in names.items()}
+        roles = torch.stack([losses.sum(dim=1), member.to(losses.dtype).sum(dim=1)], dim=1)
+        held = self.per_sample.new_zeros(0) if self.of_class is None else self.of_class
+        return torch.cat([roles, torch.stack([held.sum(), held.new_tensor(float(len(held)))])[None]])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +104,7 @@ class Objective:
         mode_scale: How much the middle is favoured, from -1 to 1.75 (default 1.29); 0 is uniform.
         beta_alpha: First parameter of the beta density (default 2): larger favours the noisy end.
         beta_beta: Second parameter (default 2): larger favours the clean end.
-        prior_loss_weight: Weight of the loss of regularisation samples, at least 0.
+        prior_loss_weight: Weight of the loss of regularisation samples and of class prompts, at least 0.
         prior_target: What regularisation samples are trained toward: `base_model`, the prediction of the model
             without the adapter at the same noisy latent, timestep and text; `data`, their own photo (the plain
             variant of DreamBooth, Ruiz et al. 2023).
@@ -195,6 +190,8 @@ class Objective:
         target: Tensor,
         batch: Batch,
         base_prediction: Tensor | None = None,
+        of_class: tuple[Tensor, Tensor] | None = None,
+        prior_loss_weight: float | None = None,
     ) -> Losses:
         """The loss of `prediction` [B, C, h, w]; only `prediction` receives a gradient.
 
@@ -205,6 +202,9 @@ class Objective:
             batch: gives t, mask, role and weight.
             base_prediction: of the model without the adapter, at the same x_t, t and conditioning; rows that
                 `needs_base` does not name may hold anything finite. May be None if it names none.
+            of_class: for the samples `batch.class_rows`, under their class prompts, the predictions of the model being
+                trained and of the one without the adapter: both [K, C, h, w].
+            prior_loss_weight: in place of the objective's own.
 
         Raises:
             ValueError: tensors of unequal shapes, or no base prediction where one is needed.
@@ -219,9 +219,15 @@ class Objective:
         if self.unmasked_target == "base_model" and base_prediction is not None:
             toward_base = self._elementwise(process, prediction, base_prediction, batch.t)
             per_sample = per_sample + self._counts(batch) * ((1 - inside) * toward_base).mean(dim=(1, 2))
-        role_weight = (batch.role == Role.REGULARISATION).to(mask.dtype) * (self.prior_loss_weight - 1) + 1
+        prior = self.prior_loss_weight if prior_loss_weight is None else prior_loss_weight
+        role_weight = (batch.role == Role.REGULARISATION).to(mask.dtype) * (prior - 1) + 1
         total = (batch.weight.to(mask.dtype) * role_weight * per_sample).mean()
-        return Losses(total, per_sample.detach(), batch.role)
+        if of_class is None or batch.class_rows is None:
+            return Losses(total, per_sample.detach(), batch.role)
+        rows = batch.class_rows
+        held = self._elementwise(process, *of_class, batch.t[rows]).mean(dim=(1, 2))
+        total = total + prior * (batch.weight[rows].to(mask.dtype) * held).sum() / len(batch.weight)
+        return Losses(total, per_sample.detach(), batch.role, held.detach())
 
     def _elementwise(self, process: Process, prediction: Tensor, target: Tensor, t: Tensor) -> Tensor:
         """Loss of each latent cell with its timestep weight: [B, h, w], at least float32."""

@@ -58,6 +58,10 @@ class Batch:
     """original (h, w), crop (top, left), target (h, w) in pixels: [B, 6], int64."""
     keys: list[str]
     """Which draw each sample is: `dataset/path#visit`."""
+    class_conditioning: Conditioning = dataclasses.field(default_factory=dict)
+    """Text conditioning by the class prompts of K samples (`class_prompt` of a dataset)."""
+    class_rows: Tensor | None = None
+    """Which samples these are: [K], int64; None or empty for none."""
     position: int = 0
     """Place of the global batch in the plan; module dropout is seeded from it."""
 
@@ -66,8 +70,10 @@ class Batch:
         later = device.type == "cuda"  # from pinned memory; other devices would read what has not arrived yet
         tensors = {name: value for name, value in vars(self).items() if hasattr(value, "to")}
         moved = {name: value.to(device, non_blocking=later) for name, value in tensors.items()}
-        conditioning = {name: value.to(device, non_blocking=later) for name, value in self.conditioning.items()}
-        return dataclasses.replace(self, conditioning=conditioning, **moved)
+        for field in ("conditioning", "class_conditioning"):
+            texts = getattr(self, field).items()
+            moved[field] = {name: value.to(device, non_blocking=later) for name, value in texts}
+        return dataclasses.replace(self, **moved)
 
 
 class Encoders(Protocol):

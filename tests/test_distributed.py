@@ -230,6 +230,25 @@ def test_full_weights_with_a_teacher_go_on_from_one_process_on_two(tmp_path, tin
 
 
 @pytest.mark.slow
+def test_class_prompts_and_their_steered_weight_are_the_same_on_two_processes(tmp_path, tiny_model, photos, others):
+    def config(name, **changes):
+        given = configured(tmp_path, tiny_model, photos, others, "LoRA", name, **changes)
+        given["data"]["datasets"][0]["class_prompt"] = ["a dog", "a photo of a dog"]
+        given["trainer"]["callbacks"].append(
+            {"class_path": "PriorControl", "init_args": {"target": 1e-5, "every_n_steps": 2}}
+        )
+        return given
+
+    alone, together = fit(config("alone")), fit_on_ranks(config("together", **TWO_PROCESSES))
+    assert_same_end(alone, together, "LoRA")
+    ends = [
+        next(v for k, v in checkpoint(root, 6)["callbacks"].items() if "PriorControl" in k)
+        for root in (alone, together)
+    ]
+    assert ends[0]["weight"] == pytest.approx(ends[1]["weight"], rel=1e-4) and ends[0]["weight"] != 1.0
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("level", ["int8-torchao", "nf4-bnb", "int8-quanto"])
 def test_a_base_in_few_bits_is_the_same_on_two_processes(tmp_path, tiny_model, photos, others, level):
     parts, stored = (tmp_path, tiny_model, photos, others, "LoRA"), {"model.base_model_precision": level}

@@ -291,15 +291,11 @@ def test_a_missing_base_prediction_is_an_error_not_a_loss_toward_the_photo():
         objective.losses(process, *tensors, batch, normal(4, (2, 2, 2, 3)))
 
 
-def test_breakdown_separates_the_roles_and_leaves_out_an_absent_one():
+def test_sums_separate_the_roles_and_the_class_prompts():
     losses = Losses(torch.tensor(0.0), torch.tensor([1.0, 2.0, 4.0, 5.0]), ROLES)
-    assert {k: float(v) for k, v in losses.breakdown().items() if v is not None} == {
-        "loss/instance": 3,
-        "loss/prior": 3,
-    }
-    assert losses.role_sums().tolist() == [[6, 2], [6, 2]]
-    only = Losses(torch.tensor(0.0), torch.tensor([1.0, 2.0]), torch.tensor([0, 0]))
-    assert only.breakdown() == {"loss/instance": torch.tensor(1.5), "loss/prior": None}
+    assert losses.sums().tolist() == [[6, 2], [6, 2], [0, 0]]
+    held = Losses(torch.tensor(0.0), torch.tensor([1.0, 2.0]), torch.tensor([0, 0]), torch.tensor([3.0, 5.0]))
+    assert held.sums().tolist() == [[3, 2], [0, 0], [8, 2]]
 
 
 def test_a_batch_loss_is_the_mean_of_the_losses_of_its_samples():

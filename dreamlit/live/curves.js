@@ -91,7 +91,7 @@ function say(list, series, step) {
   });
 }
 
-// series: [{label, points: [[step, value], ...], colour: 0..4, dashed}]. `smooth` from 0 to below 1.
+// series: [{label, points: [[step, value], ...], colour: 0..5, dashed}]. `smooth` from 0 to below 1.
 export function chart(title, series, { log = false, smooth = 0 } = {}) {
   const box = document.createElement("div"), head = document.createElement("h3");
   box.className = "chart";

@@ -17,7 +17,7 @@ from dreamlit.live.files import MOST_BYTES, RunFolder
 
 POINTS = 600
 """Points of a curve at most: more than a screen shows."""
-LOSSES = ("loss", "loss/instance", "loss/prior", "loss/val", "loss/val-ema")
+LOSSES = ("loss", "loss/instance", "loss/prior", "loss/class", "loss/val", "loss/val-ema")
 RECENT = 50
 Point = tuple[int, float]
 

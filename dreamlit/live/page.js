@@ -6,7 +6,7 @@ import { empty, history, take } from "./run.js";
 
 const at = (id) => document.getElementById(id);
 const STAGES = { started: "running", finished: "finished", interrupted: "interrupted", failed: "failed" };
-const LOSSES = { loss: ["loss", 0], "loss/instance": ["instance", 1], "loss/prior": ["prior", 2], "loss/val": ["held-out photos", 3], "loss/val-ema": ["held-out, average", 4] };
+const LOSSES = { loss: ["loss", 0], "loss/instance": ["instance", 1], "loss/prior": ["prior", 2], "loss/class": ["class prompts", 5], "loss/val": ["held-out photos", 3], "loss/val-ema": ["held-out, average", 4] };
 const MODELS = { base: ["base model", 2, true], adapter: ["trained", 0], ema: ["average", 4], photos: ["photos", 3, true] };
 
 let state = empty(), about = { run: "", events: true, notes: [] }, losses = { loss: {} };

@@ -24,6 +24,8 @@ class Arm:
     masks: bool = True
     captions: bool = True
     """Captions that say where each photo was taken; else all photos have the same short prompt."""
+    class_prompt: bool = False
+    """A class prompt on the photos."""
     busy: bool = False
     """The five photos all have the same brick wall behind the subject, as a hasty photographer's have."""
     trained: bool = True
@@ -70,6 +72,17 @@ ARMS: dict[str, Arm] = {
             {"model.objective.prior_target": "data", "model.objective.prior_loss_weight": 1.0},
         ),
         Arm("lokr-weak-prior", "LoKr, the teacher at prior_loss_weight 1", {"model.objective.prior_loss_weight": 1.0}),
+        Arm(
+            "lokr-class-prompt",
+            "LoKr without class images, the class held by a class prompt",
+            prior=False,
+            class_prompt=True,
+        ),
+        Arm(
+            "lokr-prior-control",
+            "LoKr, prior_loss_weight steered from 1 to a drift of 0.0025, that of the quickstart",
+            {"model.objective.prior_loss_weight": 1.0, **_callback("PriorControl", target=0.0025)},
+        ),
         Arm("lokr-no-masks", "LoKr without masks", masks=False),
         Arm("lokr-short-prompt", "LoKr, the same prompt for every photo instead of captions", captions=False),
         Arm(
@@ -138,6 +151,8 @@ class Trial:
         subject["instance_data_dir"] = str(photos / self.subject)
         if not self.arm.captions:
             subject |= {"caption_strategy": "instanceprompt", "instance_prompt": f"a photo of {TOKEN} {kind}"}
+        if self.arm.class_prompt:
+            subject["class_prompt"] = f"a photo of a {kind}"
         masks["instance_data_dir"] = str(photos / f"{self.subject}_masks")
         of_class["instance_data_dir"] = str(work / "class" / kind)
         datasets = [subject]
@@ -147,7 +162,7 @@ class Trial:
             del subject["conditioning_data"]
         if self.arm.prior:
             datasets.append(of_class)
-        else:
+        elif not self.arm.class_prompt:
             put(config, "model.objective.prior_loss_weight", None)
         config["data"] |= {"datasets": datasets, "cache_dir": str(work / "cache")}
         config["seed_everything"] = self.seed

@@ -1,0 +1,115 @@
+"""Steers the weight of the prior by what it is there for: how far the class has drifted from the base model."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from dreamlit.errors import CombinationError, ConfigError, Faults
+
+
+class PriorControl(Callback):
+    """Raises or lowers `prior_loss_weight` so that the class drifts from the base model no further than is asked.
+
+    The drift is what the prior measures anyway: the mean loss of regularisation samples and class prompts before their
+    weight, which for `loss: l2` is the mean square of what the adapter changes in the prediction of the class. Every
+    few steps the weight is multiplied by (drift / target) ** gain. The objective's `prior_loss_weight` is where it
+    starts; `prior/weight` and `prior/drift` are in the logs. Both survive a resume.
+
+    Args:
+        target: The drift to hold, above 0. The right one depends on the model: run once with a fixed weight that keeps
+            the class well enough, and take what `loss/prior` (or `loss/class`) is at its end.
+        every_n_steps: Optimizer steps between two changes of the weight; the drift is the mean over them.
+        gain: How strongly the weight answers, above 0, at most 1.
+        min_weight: The weight never falls below this.
+        max_weight: Nor rises above this.
+    """
+
+    def __init__(
+        self,
+        target: float,
+        every_n_steps: int = 10,
+        gain: float = 0.5,
+        min_weight: float = 0.01,
+        max_weight: float = 1000.0,
+    ) -> None:
+        faults = Faults("PriorControl", ConfigError)
+        for name, value in (("target", target), ("min_weight", min_weight), ("max_weight", max_weight)):
+            if not (math.isfinite(value) and value > 0):
+                faults.add(f"{name} is {value}; it must be a finite number above 0")
+        if every_n_steps < 1:
+            faults.add(f"every_n_steps is {every_n_steps}; it must be at least 1")
+        if not 0 < gain <= 1:
+            faults.add(f"gain is {gain}; it must be above 0 and at most 1")
+        if min_weight > max_weight:
+            faults.add(f"min_weight is {min_weight}, above max_weight {max_weight}")
+        faults.raise_if_any()
+        self.target, self.every_n_steps, self.gain = target, every_n_steps, gain
+        self.min_weight, self.max_weight = min_weight, max_weight
+        self.weight: float | None = None
+        """The weight that is in use; None before the run began."""
+        self.drift = math.nan
+        """The mean over the latest `every_n_steps`."""
+        self._sums = torch.zeros(2)
+        self._step = 0
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        module: Any = pl_module
+        if stage != "fit":
+            return
+        toward_base = module.regularised and module.objective.prior_target == "base_model"
+        if not (toward_base or module.class_prompts):
+            raise CombinationError(
+                "PriorControl measures the drift on regularisation samples (with prior_target: base_model) or on class "
+                "prompts, and there are none; add a dataset with is_regularisation_data: true, or class_prompt"
+            )
+        if module.regularised and module.objective.prior_target == "data":
+            raise CombinationError("PriorControl needs prior_target: base_model; losses toward photos are no drift")
+        start = module.objective.prior_loss_weight
+        if not self.min_weight <= start <= self.max_weight:
+            raise CombinationError(
+                f"prior_loss_weight is {start}, where PriorControl starts; it must be from {self.min_weight} "
+                f"to {self.max_weight} (min_weight to max_weight)"
+            )
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        module: Any = pl_module
+        if self.weight is None:
+            self.weight = float(module.objective.prior_loss_weight)
+        module.prior_loss_weight = self.weight
+        self._sums, self._step = self._sums.to(pl_module.device), trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        module: Any = pl_module
+        if trainer.global_step == self._step:
+            return  # its optimizer step has more batches
+        self._step = trainer.global_step
+        if not module.step_skipped:
+            self._sums = self._sums + module.step_sums.held
+        if self._step % self.every_n_steps == 0:
+            self._steer(module)
+        every = trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]
+        if every and self._step % every == 0:
+            pl_module.log("prior/weight", module.prior_loss_weight, rank_zero_only=True)
+            pl_module.log("prior/drift", self.drift, rank_zero_only=True)
+
+    def _steer(self, module: Any) -> None:
+        total, count = self._sums.tolist()
+        self._sums = torch.zeros_like(self._sums)
+        if not count:
+            return
+        self.drift = total / count
+        weight = module.prior_loss_weight * (max(self.drift, 1e-30) / self.target) ** self.gain
+        self.weight = module.prior_loss_weight = min(max(weight, self.min_weight), self.max_weight)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"weight": self.weight, "drift": self.drift, "sums": self._sums.tolist()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.weight, self.drift = state_dict["weight"], state_dict["drift"]
+        self._sums = torch.tensor(state_dict["sums"])

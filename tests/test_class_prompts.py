@@ -1,0 +1,258 @@
+"""Class prompts: the class is held without class images; and the weight that holds it is steered by the drift."""
+
+from __future__ import annotations
+
+import collections
+import csv
+import math
+import pathlib
+from typing import Any
+
+import pytest
+import torch
+
+from dreamlit.callbacks.prior_control import PriorControl
+from dreamlit.callbacks.progress import OF_CLASS, recent_losses
+from dreamlit.curves import loss_figure
+from dreamlit.datamodules.captions import draw_class_prompt
+from dreamlit.datamodules.config_entries import ImageDataset
+from dreamlit.errors import ConfigError
+from dreamlit.module import DreamBooth
+from runs import assert_same_state, base_config, checkpoint, fit, merged, regularisation, run, write_photos
+
+ADAPTERS: dict[str, dict[str, Any]] = {
+    "LoRA": {"class_path": "LoRA", "init_args": {"rank": 4, "dropout": 0.1}},
+    "LoKr": {"class_path": "LyCORIS", "init_args": {"algo": "lokr", "rank": 4, "factor": 4}},
+    "Full": {"class_path": "Full"},
+}
+PROMPTS = ["a photo of a dog", "a dog"]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory) -> pathlib.Path:
+    return write_photos(tmp_path_factory.mktemp("subject"), [(64, 64)] * 3)
+
+
+@pytest.fixture(scope="module")
+def others(tmp_path_factory) -> pathlib.Path:
+    return write_photos(tmp_path_factory.mktemp("class"), [(64, 64)] * 2, seed=1)
+
+
+def configured(tmp_path, tiny, photos, name, prompt: Any = PROMPTS, **changes) -> dict[str, Any]:
+    config = base_config(tmp_path / name, tiny, photos)
+    if prompt:
+        config["data"]["datasets"][0]["class_prompt"] = prompt
+    config["model"]["optimizer"] = {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.01}}
+    return merged(config, {"checkpoint.every_n_steps": 1, **changes})
+
+
+def control(**options) -> list[dict[str, Any]]:
+    return [{"class_path": "PriorControl", "init_args": options}]
+
+
+def logged(root: pathlib.Path, name: str) -> list[float]:
+    (path,) = root.rglob("metrics.csv")
+    with path.open() as file:
+        return [float(row[name]) for row in csv.DictReader(file) if row.get(name)]
+
+
+@pytest.fixture
+def batches(monkeypatch):
+    """Each training batch with the module's total loss and the loss of the class prompts."""
+    seen = []
+    real = DreamBooth.losses
+
+    def recorded(self, batch, offsets=None):
+        losses = real(self, batch, offsets)
+        seen.append((self, batch, losses))
+        return losses
+
+    monkeypatch.setattr(DreamBooth, "losses", recorded)
+    return seen
+
+
+# the loss -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_the_loss_is_what_the_adapter_changes_under_the_class_prompt(tmp_path, tiny_model, photos, batches, adapter):
+    config = configured(
+        tmp_path, tiny_model, photos, "run", **{"model.adapter": ADAPTERS[adapter], "trainer.max_steps": 3}
+    )
+    config["model"]["objective"] = {"prior_loss_weight": 2.5}
+    fit(config)
+    assert batches[0][2].of_class.abs().max() < 1e-9  # at the start the adapter changes nothing
+    module, batch, _ = batches[-1]
+    module.eval()
+    with torch.no_grad():
+        losses = module.losses(batch)
+        family, x_t = module.family, module.process.noise(batch.latents, batch.input_eps, batch.t)
+        asked = x_t, batch.t, batch.class_conditioning, batch.frame
+        with module.adapter.disabled() as base:
+            before = family.predict(*asked, denoiser=base)
+        change = (family.predict(*asked, denoiser=module.denoiser) - before).square().mean(dim=(1, 2, 3))
+    torch.testing.assert_close(losses.of_class, change)
+    assert change.min() > 1e-8
+    torch.testing.assert_close(losses.total, losses.per_sample.mean() + 2.5 * change.mean())
+
+
+def test_it_holds_the_class(tmp_path, tiny_model, photos):
+    """With a heavy weight the prediction for the class moves less than without, and the subject is still learned."""
+    drift = {}
+    for weight in (1e-6, 1000.0):
+        config = configured(tmp_path, tiny_model, photos, f"run{weight}", prompt="a dog")
+        config["model"]["objective"] = {"prior_loss_weight": weight}
+        drift[weight] = logged(fit(merged(config, {"trainer.max_steps": 12})), "loss/class")[-1]
+    assert drift[1000.0] < 0.2 * drift[1e-6]
+
+
+def test_a_batch_may_hold_samples_with_and_without(tmp_path, tiny_model, photos, others, batches):
+    config = configured(tmp_path, tiny_model, photos, "run", **{"data.batch_size": 4})
+    config["data"]["datasets"].append(regularisation(others))
+    root = fit(config)
+    counts = {len(batch.class_rows) for _, batch, _ in batches}
+    assert max(counts) > 0 and min(counts) < 4
+    for _, batch, losses in batches:
+        assert batch.class_rows.tolist() == (batch.role == 0).nonzero().flatten().tolist()
+        assert (losses.of_class is None) == (len(batch.class_rows) == 0)
+    assert len(logged(root, "loss/class")) > 0
+
+
+def test_an_evaluation_is_the_same_with_and_without(tmp_path, tiny_model, photos):
+    """Its figure is that of the photos: a class prompt is no part of what is measured, nor of its cost."""
+    figures = []
+    for name, prompt in (("with", PROMPTS), ("without", None)):
+        config = configured(tmp_path, tiny_model, photos, name, prompt, **{"data.hold_out": 1, "trainer.max_steps": 1})
+        config["trainer"]["callbacks"] = [{"class_path": "StableEvaluation", "init_args": {"every_n_steps": 1}}]
+        figures.append(logged(fit(config), "loss/val")[0])
+    assert figures[0] == figures[1]
+
+
+def test_the_bar_and_the_plot_tell_its_loss():
+    rows = collections.deque([(torch.tensor(1.0), torch.tensor([1.0, 3.0, 0.5]), torch.tensor([0, 0, OF_CLASS]))])
+    assert recent_losses(rows) == ["loss 1.0000", "instance 2.0000", "class 0.5000"]
+    figure = loss_figure({"loss": {1: 1.5}, "loss/instance": {1: 1.0}, "loss/class": {1: 0.5}})
+    assert len(figure.axes) == 2 and "class prompts" in figure.axes[1].get_legend_handles_labels()[1][0]
+
+
+def test_each_variant_is_drawn_once_in_a_round():
+    spec = ImageDataset(id="a", instance_data_dir="a", class_prompt=("x", "y", "z"))
+    for sample in ("a/1", "a/2"):
+        drawn = [draw_class_prompt(spec, 3, sample, visit) for visit in range(30)]
+        assert all(sorted(filter(None, drawn[at : at + 3])) == ["x", "y", "z"] for at in range(0, 30, 3))
+    assert draw_class_prompt(ImageDataset(id="a", instance_data_dir="a"), 3, "a/1", 0) is None
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, tiny_model, photos, adapter):
+    changes = {
+        "model.adapter": ADAPTERS[adapter],
+        "trainer.max_steps": 6,
+        "trainer.accumulate_grad_batches": 2,
+        "trainer.callbacks": control(target=1e-4, every_n_steps=2),
+        "checkpoint.every_n_steps": 3,
+    }
+    whole = fit(configured(tmp_path, tiny_model, photos, "whole", **changes))
+    root = fit(part := configured(tmp_path, tiny_model, photos, "part", **changes))
+    (root / "checkpoints" / "step-000006.ckpt").unlink()
+    fit(part, "--ckpt_path", "last")  # from step 3, between two changes of the weight
+    one, two = checkpoint(whole, 6), checkpoint(root, 6)
+    for key in ("state_dict", "optimizer_states", "callbacks"):
+        if key == "callbacks":
+            one[key], two[key] = ({n: v for n, v in c[key].items() if "PriorControl" in n} for c in (one, two))
+        assert_same_state(one[key], two[key], key)
+
+
+def test_a_resume_with_another_class_prompt_is_refused(tmp_path, tiny_model, photos, capsys):
+    fit(configured(tmp_path, tiny_model, photos, "run", **{"trainer.max_steps": 1}))
+    other = configured(tmp_path, tiny_model, photos, "run", "a cat", **{"trainer.max_steps": 2})
+    assert run("fit", other, "--ckpt_path", "last") != 0
+    assert "data" in capsys.readouterr().err
+
+
+# steering -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("target", "bound"), [(1e-3, 5.0), (10.0, 0.1)])
+def test_the_weight_follows_the_drift(tmp_path, tiny_model, photos, target, bound):
+    options: dict[str, Any] = {"target": target, "every_n_steps": 2, "gain": 0.5, "max_weight": 5.0, "min_weight": 0.1}
+    changes = {"trainer.max_steps": 16, "trainer.callbacks": control(**options)}
+    root = fit(configured(tmp_path, tiny_model, photos, "run", **changes))
+    weights, losses = logged(root, "prior/weight"), logged(root, "loss/class")
+    assert len(weights) == len(losses) == 16
+    weight = 1.0
+    for step in range(1, 17):
+        if step % 2 == 0:
+            drift = sum(losses[step - 2 : step]) / 2
+            weight = min(max(weight * (max(drift, 1e-30) / target) ** 0.5, 0.1), 5.0)
+        assert weights[step - 1] == pytest.approx(weight, rel=1e-4)
+    assert weights[-1] == pytest.approx(bound)
+
+
+def test_the_drift_comes_to_its_target(tmp_path, tiny_model, photos):
+    reached = {}
+    for target in (1e-4, 1e-3):
+        changes = {"trainer.max_steps": 100, "trainer.callbacks": control(target=target, every_n_steps=4, gain=0.5)}
+        config = configured(tmp_path, tiny_model, photos, f"run{target}", "a dog", **changes)
+        config["model"]["optimizer"]["init_args"]["lr"] = 0.002
+        root = fit(merged(config, {"checkpoint.every_n_steps": 100}))
+        last = logged(root, "loss/class")[-30:]
+        reached[target] = sum(last) / len(last)
+    for target, drift in reached.items():
+        assert target / 2 < drift < target * 2, reached
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"target": 0.0}, "target is 0.0"),
+        ({"target": math.nan}, "target is nan"),
+        ({"target": 1.0, "every_n_steps": 0}, "every_n_steps is 0"),
+        ({"target": 1.0, "gain": 1.5}, "gain is 1.5"),
+        ({"target": 1.0, "min_weight": 2.0, "max_weight": 1.0}, "min_weight is 2.0, above max_weight 1.0"),
+    ],
+)
+def test_wrong_options_are_named(options, said):
+    with pytest.raises(ConfigError, match=said):
+        PriorControl(**options)
+
+
+def wrong(tmp_path, tiny, photos, others, name) -> dict[str, Any]:
+    config = configured(tmp_path, tiny, photos, "run", None if "control" in name else PROMPTS)
+    if name == "weight 0":
+        config["model"]["objective"] = {"prior_loss_weight": 0.0}
+    elif name == "of class images":
+        config["data"]["datasets"].append({**regularisation(others), "class_prompt": "a dog"})
+    elif name == "of an evaluation":
+        config["data"]["datasets"].append({
+            **config["data"]["datasets"][0], "id": "eval", "dataset_type": "eval", "instance_data_dir": str(others),
+        })  # fmt: skip
+    elif name == "control of nothing":
+        config["trainer"]["callbacks"] = control(target=1.0)
+    elif name == "control of photos":
+        config["data"]["datasets"].append(regularisation(others))
+        config["model"]["objective"] = {"prior_target": "data"}
+        config["trainer"]["callbacks"] = control(target=1.0)
+    else:
+        config["data"]["datasets"].append(regularisation(others))
+        config["trainer"]["callbacks"] = control(target=1.0, min_weight=2.0)
+    return config
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("weight 0", "class_prompt has no effect with model.objective.prior_loss_weight: 0"),
+        ("of class images", "class_prompt does nothing for is_regularisation_data"),
+        ("of an evaluation", "class_prompt"),
+        ("control of nothing", "there are none"),
+        ("control of photos", "there are none"),
+        ("control from elsewhere", "prior_loss_weight is 1.0, where PriorControl starts"),
+    ],
+)
+def test_what_would_do_nothing_is_refused_before_anything_loads(
+    tmp_path, tiny_model, photos, others, capsys, monkeypatch, name, said
+):
+    monkeypatch.setattr(DreamBooth, "configure_model", lambda self: pytest.fail("the model was loaded"))
+    assert run("fit", wrong(tmp_path, tiny_model, photos, others, name)) != 0
+    assert said in " ".join(capsys.readouterr().err.split())
