@@ -15,7 +15,7 @@ from dreamlit.errors import ModelError
 from dreamlit.families import SD3, Flux, QwenImage, ZImage
 from dreamlit.families.loading import component_class, empty
 from tests.family_cases import MODELS, complaint, loaded, predicted
-from tests.original_layouts import FLUX, Z_IMAGE, original
+from tests.original_layouts import AURAFLOW, CHROMA, FLUX, KLEIN, LUMINA2, Z_IMAGE, original
 from tests.original_layouts import SD3 as SD3_NAMES
 from tests.tiny import hub_cache
 
@@ -24,8 +24,11 @@ CASES: dict[str, dict[str, str] | None] = {
     "sd3": SD3_NAMES,
     "sd35": SD3_NAMES,
     "z_image": Z_IMAGE,
+    "klein": KLEIN,
+    "auraflow": AURAFLOW,
     "qwen_image": None,
     "lumina2": None,
+    "sana": None,
 }
 """Model -> names of its original layout, or None for a file in the layout of diffusers."""
 
@@ -61,31 +64,40 @@ def test_every_tensor_comes_from_the_file(tmp_path, family_folders, name, prefix
     assert not torch.equal(predicted(family), predicted(own))
 
 
-def wide_flux(folder: pathlib.Path) -> dict[str, Any]:
-    """A Flux transformer of the real width, the only one that diffusers reads from such a file, and few layers."""
-    config = json.loads((folder / "transformer" / "config.json").read_text())
-    config |= {"num_attention_heads": 24, "attention_head_dim": 128, "num_layers": 1, "num_single_layers": 1}
-    config["axes_dims_rope"] = [16, 56, 56]
-    return config
+WIDE_FLUX = {
+    "num_attention_heads": 24, "attention_head_dim": 128, "num_layers": 1, "num_single_layers": 1,
+    "axes_dims_rope": [16, 56, 56],
+}  # fmt: skip
+WIDE: dict[str, tuple[dict[str, str], dict[str, Any]]] = {
+    "flux_dev": (FLUX, WIDE_FLUX),
+    "chroma": (CHROMA, WIDE_FLUX),
+    "lumina2": (LUMINA2, {
+        "hidden_size": 2304, "num_layers": 1, "num_attention_heads": 24, "num_kv_heads": 8,
+        "axes_dim_rope": [32, 32, 32], "multiple_of": 256, "ffn_dim_multiplier": 0.05,
+    }),
+}  # fmt: skip
+"""Models that diffusers reads from the original layout in their real width alone; they have few layers here."""
 
 
 @pytest.mark.slow
-def test_flux_is_read_from_the_original_layout(tmp_path, family_folders):
-    folder = tmp_path / "flux"
-    shutil.copytree(family_folders("flux_dev"), folder, ignore=shutil.ignore_patterns("diffusion_pytorch_model*"))
-    shutil.copytree(family_folders("flux_dev") / "vae", folder / "vae", dirs_exist_ok=True)
-    (folder / "transformer" / "config.json").write_text(json.dumps(wide_flux(folder)))
-    shapes = empty(component_class(Flux(str(folder)).files.index, "transformer"), folder / "transformer").state_dict()
+@pytest.mark.parametrize("name", WIDE)
+def test_a_file_of_the_real_width_is_read(tmp_path, family_folders, name):
+    folder, (names, config), kind = tmp_path / "model", WIDE[name], MODELS[name][0]
+    shutil.copytree(family_folders(name), folder)
+    next((folder / "transformer").glob("*.safetensors")).unlink()
+    path = folder / "transformer" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **config}))
+    shapes = empty(component_class(kind(str(folder)).files.index, "transformer"), path.parent).state_dict()
     state = {}
-    for place, (name, like) in enumerate(shapes.items()):
+    for place, (key, like) in enumerate(shapes.items()):
         rows = (torch.arange(like.shape[0]) % 251 + place).to(torch.bfloat16)
-        state[name] = rows.view(-1, *[1] * (like.ndim - 1)).expand_as(like)
-    path = written(tmp_path / "flux1.safetensors", original(FLUX, state))
-    family = Flux(str(folder), transformer=str(path), dtype="bfloat16")
+        state[key] = rows.view(-1, *[1] * (like.ndim - 1)).expand_as(like)
+    file = written(tmp_path / "file.safetensors", original(names, state))
+    family: Any = kind(str(folder), transformer=str(file), dtype="bfloat16")
     family.check()
     family.load("denoiser")
-    for name, value in family.denoiser.state_dict().items():
-        assert torch.equal(value, state[name]), name
+    for key, value in family.denoiser.state_dict().items():
+        assert torch.equal(value, state[key]), key
 
 
 def test_of_a_hub_model_the_transformer_is_not_fetched(tmp_path, family_folders, monkeypatch):

@@ -17,6 +17,7 @@ class AuraFlow(FlowTransformer):
     """AuraFlow: a Pile-T5, joint and single blocks, SDXL's autoencoder."""
 
     pipeline_class = "AuraFlowPipeline"
+    original_mark = "double_layers.0.attn.w1q.weight"
     export_prefix = "transformer."
     tiny_autoencoder = "madebyollin/taesdxl"
     usual_guidance = 3.5

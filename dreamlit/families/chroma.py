@@ -18,6 +18,7 @@ class Chroma(FlowTransformer):
     """Chroma: Flux's blocks with a T5 alone, whose padding is masked but for its first token."""
 
     pipeline_class = "ChromaPipeline"
+    original_mark = "double_blocks.0.img_attn.qkv.weight"
     tiny_autoencoder = "madebyollin/taef1"
     usual_guidance = 5.0
     text_encoder_names = (("text_encoder", "tokenizer"),)

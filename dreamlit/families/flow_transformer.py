@@ -44,7 +44,7 @@ class FlowTransformer(Family):
             shift: How far training and sampling are moved toward the noise: sigma' = s sigma / (1 + (s - 1) sigma);
                 by default as the model's scheduler says, by a number or by the size of the image.
             transformer: Other weights of the transformer: a .safetensors file of it alone or of a whole model, in
-                diffusers' layout or, for SD3, Flux and Z-Image, the original one. All else comes from `path`.
+                diffusers' layout or, for most families, the original one. All else comes from `path`.
             options: See `Family`.
         """
         super().__init__(path, **options)

@@ -24,6 +24,7 @@ class Flux2Klein(FlowTransformer):
     """Flux.2 klein: three layers of a Qwen3, latents that a batch norm scales, modulation shared by all blocks."""
 
     pipeline_class = "Flux2KleinPipeline"
+    original_mark = "double_stream_modulation_img.lin.weight"
     latent_channels = 32
 
     @property

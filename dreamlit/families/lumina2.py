@@ -21,6 +21,7 @@ class Lumina2(FlowTransformer):
     """Lumina-Image 2.0: Gemma 2, told to be an assistant, and one stream over text and image after short own ones."""
 
     pipeline_class = "Lumina2Pipeline"
+    original_mark = "layers.0.attention.qkv.weight"
     tiny_autoencoder = "madebyollin/taef1"
     usual_guidance = 4.0
     export_prefix = "transformer."
