@@ -64,7 +64,8 @@ def make_grounding_dino(folder: pathlib.Path) -> pathlib.Path:
 
     size = make_bert_tokenizer(folder)
     width = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    backbone = transformers.SwinConfig(
+    swin: Any = transformers.SwinConfig  # its parent classes hide out_indices from type checkers
+    backbone = swin(
         image_size=SIDE, patch_size=2, embed_dim=8, depths=[1, 1, 1], num_heads=[1, 1, 1], window_size=4,
         out_indices=[1, 2, 3],
     )  # fmt: skip

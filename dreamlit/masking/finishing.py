@@ -25,12 +25,14 @@ class Region:
         values: uint8 [H, W]; 255 belongs to it, 0 does not.
         best: The highest value of the model's map, or score of a box, in [0, 1], whether it was enough or not.
         boxes: How many boxes were good enough; None for a model that makes none.
+        absent: Why there can be nothing, where that is known.
     """
 
     name: str
     values: np.ndarray
     best: float
     boxes: int | None = None
+    absent: str = ""
 
     def described(self) -> dict[str, float | int]:
         """Its share of the area, and how sure the model was."""
@@ -107,4 +109,4 @@ def whole(values: np.ndarray) -> np.ndarray:
 
 def missed(regions: list[Region]) -> str:
     """How near each came: with that, a threshold can be chosen."""
-    return ", ".join(f"{region.name!r} at best {region.best:.2f}" for region in regions)
+    return ", ".join(region.absent or f"{region.name!r} at best {region.best:.2f}" for region in regions)

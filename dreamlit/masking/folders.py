@@ -16,7 +16,9 @@ def photos_of(folder: str, option: str = "--input_dir") -> LocalSource:
     """The images of a folder, searched in depth as the trainer does it. Errors: `DataError` if there are none."""
     place = pathlib.Path(folder)
     if not place.is_dir():
-        raise DataError(f"{option} {folder}: {'a file; give a folder' if place.exists() else 'there is no such folder'}")
+        raise DataError(
+            f"{option} {folder}: {'a file; give a folder' if place.exists() else 'there is no such folder'}"
+        )
     source = LocalSource(folder)
     if not source.names():
         found = listed(f"{finding.name} ({finding.reason})" for finding in [*source.broken, *source.ignored])
@@ -52,7 +54,9 @@ def mask_names(source: LocalSource) -> dict[str, str]:
     by_stem: dict[str, list[str]] = defaultdict(list)
     for name in source.names():
         by_stem[stem_of(name)].append(name)
-    faults = Faults("these images would share a mask, which goes by the name without its suffix; rename them", DataError)
+    faults = Faults(
+        "these images would share a mask, which goes by the name without its suffix; rename them", DataError
+    )
     for names in by_stem.values():
         if len(names) > 1:
             faults.add(", ".join(names))

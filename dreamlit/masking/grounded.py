@@ -28,7 +28,7 @@ class Grounded(Segmenter):
 
     def __init__(self, model: ModelFolder, sam: ModelFolder) -> None:
         self.models = (model, sam)
-        if (kind := sam.config().get("model_type")) != "sam":
+        if (kind := sam.config.get("model_type")) != "sam":
             raise ModelError(f"--sam {sam.place}: model_type {kind!r}; give one of model_type 'sam'")
 
     def load(self, prompts: Sequence[str], threshold: float | None, device: str) -> None:
@@ -44,7 +44,9 @@ class Grounded(Segmenter):
         for prompt in prompts:
             tokens = tokenizer(sentence(prompt), return_tensors="pt", return_token_type_ids=True).to(device)
             if (length := tokens["input_ids"].shape[1]) > most:
-                raise ConfigError(f"{prompt[:40]!r}... has {length} tokens; Grounding DINO reads {most}: say it shorter")
+                raise ConfigError(
+                    f"{prompt[:40]!r}... has {length} tokens; Grounding DINO reads {most}: say it shorter"
+                )
             self.tokens.append(tokens)
 
     def regions(self, photos: Sequence[Photo]) -> list[list[Region]]:

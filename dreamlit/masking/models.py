@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import pathlib
 import re
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from dreamlit.errors import ConfigError, ModelError
 from dreamlit.families import fingerprints
-from dreamlit.families.files import ModelFiles, hub_folder, read_json
+from dreamlit.families.files import ModelFiles, hub_file, hub_folder, read_json
 from dreamlit.quiet import no_weight_bars
 
 if TYPE_CHECKING:
@@ -41,9 +42,26 @@ class ModelFolder:
     def is_hub(self) -> bool:
         return not self.local.exists()
 
+    @functools.cached_property
+    def files(self) -> ModelFiles:
+        return ModelFiles(self.place, option=self.option)
+
+    @functools.cached_property
     def config(self) -> dict[str, Any]:
-        """What config.json says; of a hub model only the small files are fetched. Errors: `ModelError`."""
-        return read_json(self._folder(SETTINGS) / "config.json")
+        """What config.json says; of a hub model no other file is fetched. Errors: `ModelError`."""
+        path = hub_file(self.files, "config.json") if self.is_hub else self.local / "config.json"
+        if not path.is_file():
+            raise ModelError(f"{path}: no such file; give {self.option} a model in the transformers layout")
+        return read_json(path)
+
+    def is_here(self) -> bool:
+        """Whether nothing has to be downloaded."""
+        if not self.is_hub:
+            return True
+        try:
+            return has_weights(hub_folder(ModelFiles(self.place, local_files_only=True), [*SETTINGS, "*.safetensors"]))
+        except ModelError:
+            return False
 
     def folder(self) -> pathlib.Path:
         """The folder with its weights; a hub model is fetched. Errors: `ModelError`."""
@@ -60,13 +78,13 @@ class ModelFolder:
         folder = self.folder()
         own = [path for path in sorted(folder.iterdir()) if decides(path.name)]
         try:
-            contents = [read_json(path) if path.suffix == ".json" else fingerprints.file_digest(path) for path in own]
+            digests = [[path.name, fingerprints.file_digest(path)] for path in own if path.name != "config.json"]
         except OSError as error:
             raise ModelError(f"{folder}: cannot be read ({error})") from None
-        return fingerprints.of([[path.name, fingerprints.clean(told)] for path, told in zip(own, contents, strict=True)])
+        return fingerprints.of([fingerprints.clean(self.config), digests])
 
     def _folder(self, patterns: list[str]) -> pathlib.Path:
-        return hub_folder(ModelFiles(self.place), patterns) if self.is_hub else self.local
+        return hub_folder(self.files, patterns) if self.is_hub else self.local
 
     def weights(self, kind: Any, device: Any) -> Any:
         """The model of class `kind`, in eval mode, float32, on a device.
@@ -97,7 +115,7 @@ class ModelFolder:
             from transformers import AutoTokenizer
 
             tokenizer = AutoTokenizer.from_pretrained(self.folder(), trust_remote_code=False)
-        known = self.config().get("text_config", {}).get("vocab_size", len(tokenizer))
+        known = self.config.get("text_config", {}).get("vocab_size", len(tokenizer))
         # transformers makes an empty tokenizer where the files are missing
         if not known / 2 < len(tokenizer) <= known:
             raise ModelError(f"{self.place}: the tokenizer has {len(tokenizer)} tokens, the model {known}; files miss")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -27,7 +28,7 @@ class Record:
 
     Args:
         folder: Where the masks lie; it need not be there yet.
-        options: All that decides the masks, as plain values.
+        options: All that decides the masks, as plain values; `model` is None while it is not known.
     """
 
     def __init__(self, folder: pathlib.Path, options: dict[str, Any]) -> None:
@@ -66,6 +67,8 @@ class Record:
         except (ValueError, TypeError, KeyError) as error:
             raise damaged(path, error) from None
         names = dict.fromkeys([*first, *self.options])
+        if self.options["model"] is None:
+            del names["model"]
         other = [
             f"{name} {first.get(name)!r} then, {self.options.get(name)!r} now"
             for name in names
@@ -109,10 +112,8 @@ def write_file(path: pathlib.Path, data: bytes) -> None:
         partial.write_bytes(data)
         os.replace(partial, path)
     except OSError as error:
-        try:
+        with contextlib.suppress(OSError):  # the first error says more
             partial.unlink(missing_ok=True)
-        except OSError:
-            pass  # the first error says more
         raise refused(path, error) from None
 
 

@@ -59,7 +59,7 @@ class Alpha(Segmenter):
 
     def _region(self, photo: Photo) -> Region:
         if photo.alpha is None:  # nothing is cut out
-            return Region("alpha", np.zeros(photo.pixels.shape[:2], np.uint8), 0.0)
+            return Region("alpha", np.zeros(photo.pixels.shape[:2], np.uint8), 0.0, absent="no transparent parts")
         values = photo.alpha if self.cut is None else hard(photo.alpha >= self.cut * 255)
         return Region("alpha", values, float(photo.alpha.max()) / 255)
 
@@ -79,7 +79,7 @@ def choose(alpha: bool, model: str | None, sam: str | None, has_text: bool) -> S
     if alpha:
         return Alpha()
     folder = ModelFolder(model or CLIPSEG)
-    config = folder.config()
+    config = folder.config
     kind = config.get("model_type")
     found = of_kind(folder, config, sam)
     if sam and len(found.models) == 1:

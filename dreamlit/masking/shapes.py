@@ -83,15 +83,15 @@ def _joined(count: int, one: np.ndarray, other: np.ndarray) -> np.ndarray:
 def grown(region: np.ndarray, radius: float) -> np.ndarray:
     """bool [H, W] -> bool [H, W]: all pixels at most `radius` pixels from the region; a negative one shrinks it.
 
-    Distances are Euclidean, from pixel centre to pixel centre. Outside of the picture nothing is known: a region that is
-    cut off by its edge does not shrink there.
+    Distances are Euclidean, from pixel centre to pixel centre. A region that is cut off by the picture's edge does
+    not shrink there.
     """
     if radius < 0:
         return ~grown(~region, -radius)
     reach = int(radius)
     if not reach or not region.any():
         return region.copy()
-    height, width = region.shape
+    width = region.shape[1]
     above = _rows_since(region)
     vertical = np.minimum(above, _rows_since(region[::-1])[::-1])  # to the nearest pixel of the region in the column
     result = np.zeros_like(region)

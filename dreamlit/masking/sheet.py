@@ -12,6 +12,7 @@ from dreamlit.datamodules.images import decode
 from dreamlit.datamodules.sources import LocalSource
 from dreamlit.errors import DataError
 from dreamlit.images import recipe_text, save_image
+from dreamlit.masking.finishing import area
 from dreamlit.masking.folders import sheet_path
 from dreamlit.masking.record import Line, digest
 
@@ -32,7 +33,7 @@ def overlay(pixels: np.ndarray, mask: np.ndarray, side: int = SIDE) -> Image.Ima
     photo.thumbnail((side, side))
     share = np.asarray(Image.fromarray(mask).resize(photo.size, Image.Resampling.BOX), np.float32)[..., None] / 255
     bright = np.asarray(photo, np.float32)
-    dark = 0.3 * bright.mean(axis=2, keepdims=True)
+    dark = 0.4 * bright.mean(axis=2, keepdims=True)
     result = share * bright + (1 - share) * dark
     inside = np.pad(share[..., 0] >= 0.5, 1, mode="edge")
     middle = inside[1:-1, 1:-1]
@@ -55,7 +56,7 @@ def write_sheets(source: LocalSource, folder: pathlib.Path, lines: list[Line]) -
         try:
             write_page(path, source, folder, shown)
             pages.append(path)
-        except (DataError, OSError) as error:
+        except (DataError, OSError, ValueError) as error:  # ValueError: a font without the letters of a name
             troubles.append(f"no contact sheet {path}: {error}")
     return pages, troubles
 
@@ -82,13 +83,14 @@ def tile(source: LocalSource, folder: pathlib.Path, line: Line) -> Image.Image:
     """SIDE x (SIDE + CAPTION): the overlay, the name, the share that counts or the first warning in red."""
     photo = decode(source.read(line["image"]), line["image"])
     with Image.open(folder / line["mask"]) as file:
-        small = overlay(photo.pixels, np.asarray(file.convert("L")), SIDE - 4)
+        mask = np.asarray(file.convert("L"))
+    small = overlay(photo.pixels, mask, SIDE - 4)
     result = Image.new("RGB", (SIDE, SIDE + CAPTION), "white")
     result.paste(small, ((SIDE - small.width) // 2, (SIDE - small.height) // 2))
     pen, font = ImageDraw.Draw(result), ImageFont.load_default(12)
     alarm = next(iter(line["warnings"]), "")
     pen.text((3, SIDE), fitting(pen, font, pathlib.PurePosixPath(line["image"]).name), "black", font)
-    told = fitting(pen, font, alarm or f"{line['area']:.0%} counts")
+    told = fitting(pen, font, alarm or f"{area(mask):.0%} counts")
     pen.text((3, SIDE + 16), told, ALARM if alarm else "black", font)
     return result
 
