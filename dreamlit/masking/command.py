@@ -77,7 +77,7 @@ def add_finding(group: argparse._ArgumentGroup) -> None:
         "--threshold",
         type=float,
         metavar="P",
-        help="how sure the model must be of a pixel, or grounding-dino of a box, between 0 and 1 (default: clipseg 0.3, "
+        help="how sure the model must be of a pixel, or grounding-dino of a box, from 0 to 1 (default: clipseg 0.3, "
         "grounding-dino 0.35, foreground 0.5; --alpha: as grey as it is)",
     )
 

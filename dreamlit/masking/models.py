@@ -115,7 +115,7 @@ class ModelFolder:
             from transformers import AutoTokenizer
 
             tokenizer = AutoTokenizer.from_pretrained(self.folder(), trust_remote_code=False)
-        known = self.config.get("text_config", {}).get("vocab_size", len(tokenizer))
+        known = (self.config.get("text_config") or {}).get("vocab_size", len(tokenizer))
         # transformers makes an empty tokenizer where the files are missing
         if not known / 2 < len(tokenizer) <= known:
             raise ModelError(f"{self.place}: the tokenizer has {len(tokenizer)} tokens, the model {known}; files miss")
