@@ -68,10 +68,11 @@ def test_broken_images_are_told_at_the_end_and_all_others_have_masks(tmp_path, p
     (photos / "p1.png").write_bytes((photos / "p1.png").read_bytes()[:200])
     (photos / "p3.png").write_bytes(b"")
     (photos / "lost.png").symlink_to(tmp_path / "nowhere.png")
+    Image.new("RGB", (999, 2)).save(photos / "strip.png")
     before = files(photos)
     assert masks(photos, tmp_path / "out", "--text_input", "dog", "--model", clipseg, "--batch_size", "2") == 2
     told = capsys.readouterr().err
-    assert all(name in told for name in ("p1.png", "p3.png", "lost.png")) and "p0.png" not in told
+    assert all(name in told for name in ("p1.png", "p3.png", "lost.png", "strip.png")) and "p0.png" not in told
     assert set(files(tmp_path / "out")) == {"masks.jsonl", "p0.png", "p2.png", "p4.png"} and files(photos) == before
 
 
@@ -162,6 +163,24 @@ def test_what_is_there_is_kept_and_only_what_is_new_or_changed_is_made(tmp_path,
     kept = {name for name, stamp in stamps.items() if (output / name).stat().st_mtime_ns == stamp}
     assert kept == {"p0.png", "p3.png", "p4.png"} and list(lines(output))[-1] == "p4.png"
     assert mask_of(output, "p1.png").shape == (60, 90)
+
+
+def test_a_stop_in_the_middle_of_remaking_a_mask_goes_on_too(tmp_path, photos, clipseg, monkeypatch, capsys):
+    options, output = ("--text_input", "dog", "--model", clipseg), tmp_path / "out"
+    assert masks(photos, output, *options) == 0
+    write_photos(photos, SIZES[:1], seed=5)
+    write = pathlib.Path.write_bytes
+
+    def stop(path, data):
+        if "p0.png" in path.name:
+            raise KeyboardInterrupt
+        return write(path, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pathlib.Path, "write_bytes", stop)
+        assert masks(photos, output, *options) == 130
+    assert masks(photos, output, *options) == 0 and masks(photos, tmp_path / "straight", *options) == 0
+    assert files(output) == files(tmp_path / "straight") and "by hand" not in capsys.readouterr().out
 
 
 def test_a_mask_that_was_changed_by_hand_is_never_lost(tmp_path, photos, clipseg, capsys):

@@ -10,6 +10,7 @@ from typing import Any
 from dreamlit.datamodules.fills import ahead, is_out_of_memory, progress_bar
 from dreamlit.datamodules.images import Photo, decode
 from dreamlit.datamodules.sources import LocalSource
+from dreamlit.encoder_input import MAX_ASPECT
 from dreamlit.errors import ConfigError, DataError, Faults
 from dreamlit.masking.comparing import compare, truths_of
 from dreamlit.masking.finishing import Finish, area
@@ -169,7 +170,7 @@ class Work:
     def plan(self) -> str:
         """What is there and what is to be done."""
         models = " with ".join(model.place for model in self.segmenter.models) or "the images' alpha channels"
-        what = " or ".join(map(repr, self.options.text_input)) or "the foreground"
+        what = " or ".join(map(repr, self.options.text_input)) or "the subject"
         without = f" without {' or '.join(map(repr, self.options.subtract))}" if self.options.subtract else ""
         there = len(self.names) - len(self.todo)
         lines = [f"masks: {len(self.names)} images of {self.source.where}, {len(self.todo)} masks to make"]
@@ -222,9 +223,17 @@ class Work:
         for name in group:
             try:
                 data = self.source.read(name)
-                found.append((name, decode(data, name), digest(data)))
+                photo = decode(data, name)
             except DataError as error:
                 self.bad.add(str(error))
+                continue
+            short, long = sorted(photo.pixels.shape[:2])
+            if self.segmenter.models and long > MAX_ASPECT * short:
+                self.bad.add(
+                    f"{name}: a strip of {photo.pixels.shape[1]} x {photo.pixels.shape[0]} pixels is no picture"
+                )
+                continue
+            found.append((name, photo, digest(data)))
         return found
 
     def _masks(self, photos: list[tuple[str, Photo, str]]) -> Iterator[tuple[Line, bytes]]:

@@ -89,6 +89,8 @@ class Record:
         self.lines[line["image"]] = line
         path = self.folder / RECORD
         try:
+            # the mask of an earlier photo beside the new line would look as if it had been changed by hand
+            (self.folder / line["mask"]).unlink(missing_ok=True)
             with path.open("ab") as file:
                 file.write((json.dumps(line) + "\n").encode())
         except OSError as error:
