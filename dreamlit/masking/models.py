@@ -9,8 +9,8 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+import dreamlit.families.fingerprints as fingerprints
 from dreamlit.errors import ConfigError, ModelError
-from dreamlit.families import fingerprints
 from dreamlit.families.files import ModelFiles, hub_file, hub_folder, read_json
 from dreamlit.quiet import no_weight_bars
 

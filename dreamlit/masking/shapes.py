@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from PIL import Image, ImageFilter
 
@@ -91,13 +93,14 @@ def grown(region: np.ndarray, radius: float) -> np.ndarray:
     reach = int(radius)
     if not reach or not region.any():
         return region.copy()
-    width = region.shape[1]
-    above = _rows_since(region)
+    width, above = region.shape[1], _rows_since(region)
     vertical = np.minimum(above, _rows_since(region[::-1])[::-1])  # to the nearest pixel of the region in the column
+    vertical = np.minimum(vertical, reach + 1).astype(np.uint16)  # small numbers: this is most of the time
     result = np.zeros_like(region)
-    for dx in range(-min(reach, width - 1), min(reach, width - 1) + 1):
-        near = vertical[:, max(0, dx) : width + min(0, dx)] <= np.sqrt(radius * radius - dx * dx)
-        result[:, max(0, -dx) : width + min(0, -dx)] |= near
+    for dx in range(min(reach, width - 1) + 1):
+        near = vertical <= math.isqrt(int(radius * radius - dx * dx))
+        result[:, dx:] |= near[:, : width - dx]
+        result[:, : width - dx] |= near[:, dx:]
     return result
 
 
