@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dreamlit.cli import main
 from dreamlit.masking import making
 from dreamlit.masking.clipseg import ClipSeg
 from mask_cases import SIZES, files, lines, mask_of, masks
@@ -289,9 +288,3 @@ def test_the_script_makes_the_same_masks(tmp_path, photos, clipseg):
     folders = ("--input_dir", str(photos), "--output_dir", str(tmp_path / "two"))
     subprocess.run([sys.executable, str(script), *folders, *options], check=True, timeout=300)
     assert files(tmp_path / "one") == files(tmp_path / "two")
-
-
-def test_help_has_an_example(capsys):
-    assert main(["masks", "--help"]) == 0
-    told = capsys.readouterr().out
-    assert "dreamlit masks --input_dir" in told and "conditioning_data: masks" in told

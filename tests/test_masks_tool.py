@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pathlib
+import re
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from dreamlit.cli import main
 from dreamlit.datamodules.images import decode
 from mask_cases import SIZES, cutouts, files, lines, mask_of, masks
 from runs import base_config, fit, write_photos
@@ -181,3 +183,12 @@ def test_what_cannot_be_made_is_said_and_nothing_is_written(tmp_path, photos, cl
     assert masks(photos, tmp_path / "out", *(option.replace("{clipseg}", clipseg) for option in options)) == 2
     assert said in capsys.readouterr().err
     assert not (tmp_path / "out").exists() and files(photos) == before
+
+
+def test_help_has_an_example_and_the_page_has_every_option(capsys):
+    assert main(["masks", "--help"]) == 0
+    told = capsys.readouterr().out
+    assert "dreamlit masks --input_dir" in told and "conditioning_data: masks" in told
+    page = (pathlib.Path(__file__).resolve().parent.parent / "docs" / "masks.md").read_text()
+    options = set(re.findall(r"--[a-z_]+", told)) - {"--help"}
+    assert len(options) > 12 and options <= set(re.findall(r"--[a-z_]+", page))
