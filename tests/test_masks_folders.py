@@ -245,6 +245,10 @@ def test_models_are_loaded_once_and_photos_go_through_in_batches(tmp_path, photo
     assert len(loads) == 1 and batches == [2, 2, 1]
     assert masks(photos, tmp_path / "out", *options) == 0
     assert len(loads) == 1  # nothing to do, nothing loaded
+    (tmp_path / "out" / "p2.png").unlink()
+    batches.clear()
+    assert masks(photos, tmp_path / "out", *options) == 0
+    assert batches == [2]  # a photo goes with the same others again, since the photos of a batch round together
 
 
 def test_when_memory_runs_out_the_batch_size_is_named(tmp_path, photos, clipseg, capsys, monkeypatch):
