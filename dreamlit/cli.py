@@ -19,6 +19,7 @@ COMMANDS = {
     "sample": "Images from an exported adapter file.",
     "export": "Adapter files from a checkpoint; --check proves that they load.",
     "class-images": "Regularisation images by the base model itself, in the sizes of the subject's photos.",
+    "masks": "Masks for a folder of photos, by a text, a foreground model or their alpha channels.",
     "inspect": "Format, algorithm, rank, alpha and matched modules of an adapter file.",
     "cache": "Verify or clean a cache folder: cache verify DIR, cache gc DIR.",
     "precisions": "Which precisions of a frozen model work on this machine, tried, with bytes per weight.",
@@ -31,6 +32,7 @@ INTERRUPTED = 130
 TOOLS = {
     "inspect": "dreamlit.tools",
     "cache": "dreamlit.tools",
+    "masks": "dreamlit.masking.command",
     "precisions": "dreamlit.precisions",
     "tokens": "dreamlit.tokens",
     "watch": "dreamlit.live.command",

@@ -47,7 +47,7 @@ BASICS = ("dreamlit.types", "dreamlit.errors", "dreamlit.seeds", "dreamlit.quiet
 
 
 def group(name: str) -> str:
-    packages = ("families", "adapters", "datamodules", "callbacks", "live", "quantisation")
+    packages = ("families", "adapters", "datamodules", "callbacks", "live", "quantisation", "masking")
     for prefix in map("dreamlit.{}".format, packages):
         if name == prefix or name.startswith(prefix + "."):
             return prefix
@@ -97,6 +97,13 @@ def group(name: str) -> str:
         ("dreamlit.logs", ("dreamlit.log_files",)),
         ("dreamlit.log_files", ()),
         ("dreamlit.non_finite", ()),
+        (
+            "dreamlit.masking",
+            (
+                *("dreamlit.datamodules", "dreamlit.images", "dreamlit.encoder_input"),
+                *("dreamlit.families.files", "dreamlit.families.fingerprints"),  # where models lie, not what they are
+            ),
+        ),
         ("dreamlit.live", ()),
         ("dreamlit.types", ()),
         ("dreamlit.errors", ()),

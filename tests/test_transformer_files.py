@@ -82,7 +82,8 @@ WIDE: dict[str, tuple[dict[str, str], dict[str, Any]]] = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", WIDE)
 def test_a_file_of_the_real_width_is_read(tmp_path, family_folders, name):
-    folder, (names, config), kind = tmp_path / "model", WIDE[name], MODELS[name][0]
+    folder, (names, config) = tmp_path / "model", WIDE[name]
+    kind: Any = MODELS[name][0]
     shutil.copytree(family_folders(name), folder)
     next((folder / "transformer").glob("*.safetensors")).unlink()
     path = folder / "transformer" / "config.json"
