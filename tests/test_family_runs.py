@@ -195,6 +195,15 @@ COMFY: dict[str, list[str]] = {
         rf"transformer_blocks\.\d+\.({'|'.join(IN_BLOCKS)})",
         r"single_transformer_blocks\.\d+\.(attn\.to_[qkv]|norm\.linear|proj_mlp|proj_out)",
     ],
+    "chroma": [
+        rf"transformer_blocks\.\d+\.({'|'.join(IN_BLOCKS)})",
+        r"single_transformer_blocks\.\d+\.(attn\.to_[qkv]|proj_mlp|proj_out)",
+    ],
+    "auraflow": [
+        r"joint_transformer_blocks\.\d+\.attn\.(to_[qkv]|to_out\.0|add_[qkv]_proj|to_add_out)",
+        r"joint_transformer_blocks\.\d+\.(ff(_context)?\.(linear_[12]|out_projection)|norm1(_context)?\.linear)",
+        r"single_transformer_blocks\.\d+\.(attn\.(to_[qkv]|to_out\.0)|ff\.(linear_[12]|out_projection)|norm1\.linear)",
+    ],
     "klein": [
         r"transformer_blocks\.\d+\.(attn\.(to_[qkv]|add_[qkv]_proj|to_out\.0|to_add_out)|ff(_context)?\.linear_(in|out))",
         r"single_transformer_blocks\.\d+\.attn\.(to_qkv_mlp_proj|to_out)",
@@ -215,18 +224,20 @@ COMFY: dict[str, list[str]] = {
         r"caption_projection\.linear_[12]", r"adaln_single\.(linear|emb\.timestep_embedder\.linear_[12])", "proj_out",
     ],
 }  # fmt: skip
-"""Modules that ComfyUI knows (`mmdit_to_diffusers`, `flux_to_diffusers`, `pixart_to_diffusers` of its comfy/utils.py),
+"""Modules that ComfyUI knows (`mmdit_to_diffusers`, `flux_to_diffusers`, also for Chroma, `auraflow_to_diffusers`,
+`pixart_to_diffusers`, `z_image_to_diffusers` of its comfy/utils.py),
 which it finds under `transformer.` with dots; those of SD3 and Flux also under `lora_transformer_` with underscores for
 dots, and `lycoris_` (comfy/lora.py). Qwen-Image's own names are those of diffusers (comfy/ldm/qwen_image/model.py)."""
-DOTTED = ("pixart", "qwen_image", "z_image")
+DOTTED = ("pixart", "qwen_image", "z_image", "auraflow")
 """Whose names have dots in the kohya layout too."""
+WITH_SINGLE_BLOCKS = ("flux_dev", "klein", "chroma", "auraflow")
 
 
 @pytest.mark.parametrize(
     ("name", "format"), [(name, kind) for name in COMFY for kind in ("kohya", "diffusers")[: 2 - (name == "pixart")]]
 )
 def test_comfyui_knows_every_key(tmp_path, family_folders, name, format):
-    targets = "all-linear" if name in DOTTED else "attention-mlp"
+    targets = "all-linear" if name in DOTTED and name != "auraflow" else "attention-mlp"
     family, adapter = attached(MODELS[name][0], family_folders(name), functools.partial(LoRA, 4, targets=targets))
     path = export(adapter, tmp_path / "a.safetensors", family=family, format=format)
     linear = [key for key, module in stock_modules(family_folders(name)) if isinstance(module, torch.nn.Linear)]
@@ -241,7 +252,7 @@ def test_comfyui_knows_every_key(tmp_path, family_folders, name, format):
         ends = r"\.(lora_(down|up)\.weight|alpha|lora_[AB]\.weight)$"
         modules = {re.sub(ends, "", key) for key in file.keys()}  # noqa: SIM118
     assert modules and modules <= names
-    assert any("single_transformer_blocks" in key for key in modules) == (name in ("flux_dev", "klein"))
+    assert any("single_transformer_blocks" in key for key in modules) == (name in WITH_SINGLE_BLOCKS)
 
 
 def stock_modules(folder) -> list[tuple[str, torch.nn.Module]]:
