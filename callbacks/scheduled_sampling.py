@@ -6,7 +6,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from dreamlit.rollout import RampShape, RolloutOptions, RolloutTarget, Sampler, Strategy
+from dreamlit.rollout_options import RampShape, RolloutOptions, RolloutTarget, Sampler, Strategy
 
 
 class ScheduledSampling(Callback):

@@ -17,8 +17,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from dreamlit import events as bus
-from dreamlit.delivery import Delivery, Endpoint, url_fault
+from dreamlit.delivery import Delivery
 from dreamlit.discord import discord_message
+from dreamlit.endpoints import Endpoint, url_fault
 from dreamlit.errors import ConfigError, Faults, nearest
 from dreamlit.events import KINDS, LEVELS, Record, RunStage, Stage, TrainingStatus
 

@@ -23,7 +23,8 @@ from dreamlit.outputs import Outputs
 from dreamlit.predictions import Predictions, rows_of
 from dreamlit.process import Process
 from dreamlit.quantisation import NO_CHANGE, Precision
-from dreamlit.rollout import RolloutOptions, rollout, rollout_target
+from dreamlit.rollout import rollout, rollout_target
+from dreamlit.rollout_options import RolloutOptions
 from dreamlit.seeds import reseed
 from dreamlit.step_sums import StepSums
 from dreamlit.types import Batch

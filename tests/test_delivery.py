@@ -11,7 +11,8 @@ import time
 import pytest
 
 from dreamlit import delivery, events
-from dreamlit.delivery import Delivery, Endpoint, Later, retry_after_s, url_fault
+from dreamlit.delivery import Delivery
+from dreamlit.endpoints import LARGE_BYTES, Endpoint, Later, retry_after_s, url_fault
 from hook_server import PATIENCE_S, SECRET, TOKEN, Server
 from test_events import record_of
 
@@ -138,7 +139,7 @@ def test_a_large_message_that_is_always_cut_off_does_not_hold_up_the_others(serv
     server.answers.extend([slammed] * delivery.MOST_FAULTS)
 
     def post(record, dropped):
-        fill = "x" * 2 * delivery.LARGE_BYTES if record.number == 0 else ""
+        fill = "x" * 2 * LARGE_BYTES if record.number == 0 else ""
         endpoint.post(json.dumps({"number": record.number, "fill": fill}).encode(), "application/json")
 
     sent = Delivery(post, "hook", warn=lambda text: None)

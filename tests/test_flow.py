@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from dreamlit.errors import ModelError
 from dreamlit.flow import FlowMatching, ResolutionShift, from_scheduler
 from dreamlit.objective import Objective
-from dreamlit.rollout import RolloutOptions, rollout
+from dreamlit.rollout import rollout
+from dreamlit.rollout_options import RolloutOptions
 from dreamlit.weighting import timestep_weight
 
 DYNAMIC = {"use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 1.15}

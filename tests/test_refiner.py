@@ -15,7 +15,7 @@ from dreamlit.errors import ModelError
 from dreamlit.families import SDXL, SDXLRefiner
 from dreamlit.objective import Objective
 from dreamlit.previewing import Picture, Sampling, draw
-from dreamlit.rollout import RolloutOptions
+from dreamlit.rollout_options import RolloutOptions
 from tests.family_cases import complaint, image, loaded, make, predicted, stock
 from tests.runs import base_config, fit, merged, run, write_photos
 

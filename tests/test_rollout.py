@@ -15,7 +15,8 @@ from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepSchedu
 from dreamlit.errors import ConfigError
 from dreamlit.flow import FlowMatching
 from dreamlit.process import Diffusion, Process, rescale_zero_terminal_snr
-from dreamlit.rollout import RolloutOptions, rollout, rollout_target, step_weights
+from dreamlit.rollout import rollout, rollout_target, step_weights
+from dreamlit.rollout_options import RolloutOptions
 
 BETAS = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2  # Stable Diffusion's schedule
 PLAIN = torch.cumprod(1 - BETAS, dim=0)
