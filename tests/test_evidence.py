@@ -138,6 +138,12 @@ def result(arm, subject, seed, seconds=60.0, **scores):
     return {**facts, "scores": values, "folder": f"{arm}-{seed}"}
 
 
+def pictures(folder, subject, of_class):
+    folder.mkdir(parents=True)
+    Image.new("RGB", (256, 320), subject).save(folder / "subject.png")
+    Image.new("RGB", (128, 640), of_class).save(folder / "class.png")
+
+
 def test_equal_time_gives_a_slower_arm_fewer_steps():
     trials = [Trial(ARMS[arm], "nemo", 0, 100) for arm in ("base", "lokr", "full")]
     timed = evidence.equal_time(
@@ -171,11 +177,8 @@ def test_the_report_tells_what_the_results_say(tmp_path, capsys):
         for seed in range(3):
             scores = {"pres": pres, "subject_fidelity": fidelity, "background": background + 0.01 * seed}
             results.append(result(arm, "nemo", seed, photos_similarity=0.8, **scores))
-            folder = tmp_path / "trials" / f"{arm}-{seed}"
-            folder.mkdir(parents=True)
-            Image.new("RGB", (256, 320), "red").save(folder / "subject.png")
-            Image.new("RGB", (128, 640), "blue").save(folder / "class.png")
-    evidence_report.write_report(results, [], tmp_path / "docs", tmp_path, "the command")
+            pictures(tmp_path / "trials" / f"{arm}-{seed}", "red", "blue")
+    evidence_report.write_report(results, [], tmp_path / "docs", tmp_path, "the command", {"torch": "2"})
     text = (tmp_path / "docs" / "README.md").read_text()
     assert "75% of the way from the base's subject fidelity (0.600)" in text
     assert "PRES from 0.700 to 0.550 (-21%; base 0.500, 75% of its rise), leak from" in text
@@ -190,3 +193,53 @@ def test_the_report_tells_what_the_results_say(tmp_path, capsys):
     assert sheet.shape == (4 * 66, 140 + 64 * 14 + 12, 3)
     assert (sheet[10, 300] == (255, 0, 0)).all() and (sheet[10, 900] == (0, 0, 255)).all()
     assert "report:" in capsys.readouterr().out
+
+
+def test_a_report_is_extended_without_running_again_what_it_holds(tmp_path, monkeypatch):
+    """Elsewhere, where the trials' folders and pictures are gone."""
+    base, known = evidence.quickstart(), evidence.facts()
+    first, more = (Trial(ARMS[arm], "nemo", 0, 400) for arm in ("base", "lokr"))
+    old = result("base", "nemo", 0, photos_similarity=0.8) | {"folder": first.name(base, known)}
+    pictures(tmp_path / "here" / "trials" / old["folder"], "red", "blue")
+    evidence_report.write_report([old], [], tmp_path / "docs", tmp_path / "here", "command", {})
+
+    def run_trial(trial, name, work, base):
+        assert trial == more, "what the report holds was run again"
+        pictures(work / "trials" / name, "green", "white")
+        return result("lokr", "nemo", 0, photos_similarity=0.8) | {"folder": name}
+
+    monkeypatch.setattr(evidence, "run_trial", run_trial)
+    monkeypatch.setattr(evidence, "prepare", lambda work, subjects: None)
+    words = [
+        "--work",
+        str(tmp_path / "there"),
+        "--output",
+        str(tmp_path / "docs"),
+        "--subjects",
+        "nemo",
+        "--seeds",
+        "1",
+    ]
+    evidence.main([*words, "--arms", "base", "lokr"])
+    kept = json.loads((tmp_path / "docs" / "results.json").read_text())["steps"]
+    assert [one["arm"] for one in kept] == ["base", "lokr"] and kept[0] == old
+    sheet = np.asarray(Image.open(tmp_path / "docs" / "sheet-nemo.png"))
+    assert (sheet[10, 300] == (255, 0, 0)).all() and (sheet[76, 300] == (0, 128, 0)).all()
+    with pytest.raises(AssertionError, match="run again"):
+        evidence.main([*words, "--arms", "base", "--fresh"])
+
+
+def test_the_shipped_results_are_those_of_the_arms_as_they_are():
+    """Else the bench would run them again, and the tables would tell of other arms."""
+    report = pathlib.Path("docs/evidence")
+    made_with = json.loads((report / "results.json").read_text())["made_with"]
+    for name, one in evidence_report.results_of(report).items():
+        trial = Trial(ARMS[one["arm"]], one["subject"], one["seed"], one["steps"])
+        assert trial.name(evidence.quickstart(), made_with) == name
+
+
+def test_damaged_results_of_a_report_are_an_error_and_stay(tmp_path):
+    (tmp_path / "results.json").write_text('{"steps": ')
+    with pytest.raises(DataError, match=r"results.json is no list of results .*--fresh"):
+        evidence_report.results_of(tmp_path)
+    assert (tmp_path / "results.json").read_text() == '{"steps": '

@@ -2,9 +2,10 @@
 
     python -m dreamlit.toybox.evidence --work evidence --output docs/evidence --jobs 2
 
-A trial takes about three minutes of one core, and there are (arms) x (subjects) x (seeds) of them; what is done is kept
-by the hash of its configuration and not done again. `--equal-time` gives every arm the time that the quickstart's
-arm takes instead of its number of steps.
+A trial takes three to eight minutes of one core, and there are (arms) x (subjects) x (seeds) of them; what is done is
+kept by the hash of its configuration and not done again: results of `--work`, and those that the report in `--output`
+already has (`--fresh` leaves these out). `--equal-time` gives every arm the time that the quickstart's arm takes
+instead of its number of steps.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from dreamlit.errors import DataError
 from dreamlit.toybox import MODEL, weights_hash
 from dreamlit.toybox.arms import ARMS, Trial
 from dreamlit.toybox.command import write_class_images
-from dreamlit.toybox.evidence_report import write_report
+from dreamlit.toybox.evidence_report import results_of, write_report
 from dreamlit.toybox.subjects import SUBJECTS, WALL, write_photos
 
 REFERENCE = "lokr"
@@ -84,11 +85,14 @@ def run_trial(trial: Trial, name: str, work: pathlib.Path, base: Mapping[str, An
     return {**json.loads(kept.read_text(encoding="utf-8")), "folder": name}
 
 
-def run_all(trials: list[Trial], work: pathlib.Path, jobs: int) -> list[dict[str, Any]]:
+def run_all(trials: list[Trial], work: pathlib.Path, jobs: int, reported: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """reported: results by the names of their trials that need not be run (`results_of`)."""
     base, known = quickstart(), facts()
-    results = []
+    names = {trial.name(base, known): trial for trial in trials}
+    results = [reported[name] for name in names if name in reported]
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
-        waiting = [pool.submit(run_trial, trial, trial.name(base, known), work, base) for trial in trials]
+        left = {name: trial for name, trial in names.items() if name not in reported}
+        waiting = [pool.submit(run_trial, trial, name, work, base) for name, trial in left.items()]
         for one in tqdm(concurrent.futures.as_completed(waiting), "trials", total=len(waiting)):
             results.append(one.result())
     order = {(t.arm.name, t.subject, t.seed): i for i, t in enumerate(trials)}
@@ -119,6 +123,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=quickstart()["trainer"]["max_steps"])
     parser.add_argument("--jobs", type=int, default=2, help="trials at a time, one core each (default: %(default)s)")
     parser.add_argument("--equal-time", action="store_true", help="also run every arm for the reference arm's time")
+    parser.add_argument("--fresh", action="store_true", help="do not take over results of the report in --output")
     parser.add_argument("--list", action="store_true", help="say what would be run, and stop")
     options = parser.parse_args(arguments)
     if min(options.seeds, options.steps, options.jobs) < 1:
@@ -131,23 +136,25 @@ def main(arguments: list[str] | None = None) -> None:
         for seed in range(options.seeds)
     ]
     minutes = len(trials) * MINUTES_A_TRIAL / options.jobs
-    print(f"{len(trials)} trials of {len(names)} arms: at most about {minutes:.0f} minutes")
+    print(f"{len(trials)} trials of {len(names)} arms: at most about {minutes:.0f} minutes; less what is done already")
     if options.list:
         for name in names:
             print(f"  {name:20} {ARMS[name].what}")
         return
+    if options.equal_time and REFERENCE not in names:
+        parser.error(f"--equal-time needs the arm {REFERENCE}")
     work = options.work.resolve()
+    output = options.output or work / "report"
+    reported = {} if options.fresh else results_of(output)
     prepare(work, options.subjects)
-    results = run_all(trials, work, options.jobs)
+    results = run_all(trials, work, options.jobs, reported)
     timed: list[dict[str, Any]] = []
     if options.equal_time:
-        if REFERENCE not in names:
-            parser.error(f"--equal-time needs the arm {REFERENCE}")
-        timed = run_all(equal_time(trials, results, 4 * options.steps), work, options.jobs)
+        timed = run_all(equal_time(trials, results, 4 * options.steps), work, options.jobs, reported)
     given = sys.argv[1:] if arguments is None else arguments
     words = [pathlib.Path(word).name if pathlib.Path(word).is_absolute() else word for word in given]
     command = "python -m dreamlit.toybox.evidence " + " ".join(words)
-    write_report(results, timed, options.output or work / "report", work, command)
+    write_report(results, timed, output, work, command, facts())
 
 
 if __name__ == "__main__":

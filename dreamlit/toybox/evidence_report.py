@@ -6,9 +6,10 @@ import itertools
 import json
 import math
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dreamlit.errors import DataError
 from dreamlit.toybox.arms import ARMS
 
 SCORES = {
@@ -177,30 +178,74 @@ def draw_plot(results: Sequence[dict[str, Any]], path: pathlib.Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def draw_sheet(results: Sequence[dict[str, Any]], work: pathlib.Path, path: pathlib.Path, subject: str) -> None:
-    """One row for each arm: the subject's pictures of seed 0, first of each place, then its class."""
-    from PIL import Image, ImageDraw, ImageFont
+def draw_sheet(
+    results: Sequence[dict[str, Any]], work: pathlib.Path, report: pathlib.Path, subject: str, former: dict[str, Any]
+) -> None:
+    """One row for each arm: the subject's pictures of seed 0, first of each place, then its class.
 
-    font, rows = ImageFont.load_default(13), []
-    for result in results:
-        if result["subject"] != subject or result["seed"] != 0:
-            continue
-        folder = work / "trials" / result["folder"]
-        shown, classes = Image.open(folder / "subject.png"), Image.open(folder / "class.png")
-        row = Image.new("RGB", (140 + 64 * 14 + 12, 64), "white")
-        ImageDraw.Draw(row).text((4, 24), result["arm"], "black", font)
-        for i in range(10):  # two of four pictures of each place
-            left, top = (i % 2) * 64, (i // 2) * 64
-            row.paste(shown.crop((left, top, left + 64, top + 64)), (140 + 64 * i, 0))
-        for i in range(4):
-            row.paste(classes.crop((0, 128 * i, 64, 128 * i + 64)), (152 + 64 * (10 + i), 0))
-        rows.append(row)
+    former: rows by the names of trials that the report showed before (`former_rows`).
+    """
+    from PIL import Image
+
+    rows = []
+    for result in (result for result in results if on_sheet(result, subject)):
+        kept = former.get(result["folder"])
+        rows.append(kept or sheet_row(work / "trials" / result["folder"], result["arm"]))
     if not rows:
         return
     sheet = Image.new("RGB", (rows[0].width, 66 * len(rows)), "white")
     for index, row in enumerate(rows):
         sheet.paste(row, (0, 66 * index))
-    sheet.save(path)
+    sheet.save(report / f"sheet-{subject}.png")
+
+
+def sheet_row(folder: pathlib.Path, arm: str) -> Any:
+    """Two of four pictures of each place, then four of the class; the name alone where they are lost."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    row = Image.new("RGB", (140 + 64 * 14 + 12, 64), "white")
+    ImageDraw.Draw(row).text((4, 24), arm, "black", ImageFont.load_default(13))
+    if not (folder / "class.png").exists():
+        return row
+    shown, classes = Image.open(folder / "subject.png"), Image.open(folder / "class.png")
+    for i in range(10):
+        left, top = (i % 2) * 64, (i // 2) * 64
+        row.paste(shown.crop((left, top, left + 64, top + 64)), (140 + 64 * i, 0))
+    for i in range(4):
+        row.paste(classes.crop((0, 128 * i, 64, 128 * i + 64)), (152 + 64 * (10 + i), 0))
+    return row
+
+
+def results_of(report: pathlib.Path, parts: Sequence[str] = ("steps", "time")) -> dict[str, dict[str, Any]]:
+    """The results that a report holds, by the names of their trials (which hash all that decides them).
+
+    Raises:
+        DataError: when its results.json is damaged.
+    """
+    path = report / "results.json"
+    if not path.exists():
+        return {}
+    try:
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        return {result["folder"]: result for part in parts for result in kept[part]}
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} is no list of results ({error}): remove it, or give --fresh") from None
+
+
+def former_rows(report: pathlib.Path, subject: str) -> dict[str, Any]:
+    """The rows of the report's sheet of a subject, by the names of their trials."""
+    from PIL import Image
+
+    path = report / f"sheet-{subject}.png"
+    if not path.exists():
+        return {}
+    shown = [name for name, result in results_of(report, ["steps"]).items() if on_sheet(result, subject)]
+    sheet = Image.open(path).convert("RGB")
+    return {name: sheet.crop((0, 66 * i, sheet.width, 66 * i + 64)) for i, name in enumerate(shown)}
+
+
+def on_sheet(result: dict[str, Any], subject: str) -> bool:
+    return result["subject"] == subject and result["seed"] == 0
 
 
 def write_report(
@@ -209,6 +254,7 @@ def write_report(
     output: pathlib.Path,
     work: pathlib.Path,
     command: str,
+    made_with: Mapping[str, Any],
 ) -> None:
     """Writes README.md, results.json, scores.png and a sheet for each subject into `output`; prints the claims."""
     output.mkdir(parents=True, exist_ok=True)
@@ -245,10 +291,12 @@ def write_report(
         "",
         "Rows of the sheets: ten pictures of the subject where it was never photographed, then four of its class.",
     ]
+    former = {name: former_rows(output, name) for name in subjects}
     (output / "README.md").write_text("\n".join(text) + "\n", encoding="utf-8")
-    (output / "results.json").write_text(json.dumps({"steps": results, "time": timed}, indent=1) + "\n")
+    kept = {"made_with": dict(made_with), "steps": results, "time": timed}
+    (output / "results.json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
     draw_plot(results, output / "scores.png")
     for subject in subjects:
-        draw_sheet(results, work, output / f"sheet-{subject}.png", subject)
+        draw_sheet(results, work, output, subject, former[subject])
     print("\n".join(said))
     print(f"report: {output / 'README.md'}")
