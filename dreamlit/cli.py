@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import types
 
 from dreamlit import __version__
 from dreamlit.errors import DreamlitError, nearest
+from dreamlit.imports import quick_imports
 
 COMMANDS = {
     "fit": "Train: from a folder of photos to an adapter that other tools load.",
@@ -88,8 +90,14 @@ def _dispatch(command: str, args: list[str]) -> int:
     if args[1:] in (["--help"], ["-h"]):
         print(_cached_help(command), end="")
         return 0
-    importlib.import_module("dreamlit.training_cli").run(args)
+    _training_cli().run(args)
     return 0
+
+
+def _training_cli() -> types.ModuleType:
+    """The commands that need torch and Lightning."""
+    with quick_imports():
+        return importlib.import_module("dreamlit.training_cli")
 
 
 def _stopped(command: str, stop: BaseException) -> int:
@@ -112,7 +120,7 @@ def _cached_help(command: str) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except OSError:
-        text = importlib.import_module("dreamlit.training_cli").help_text(command)
+        text = _training_cli().help_text(command)
     try:
         cache.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(f".{os.getpid()}")

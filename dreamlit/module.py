@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import gc
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -139,17 +138,6 @@ class DreamBooth(Predictions, Outputs):
         return functools.partial(self.objective.draw, self.process, self.seed)
 
     # training -----------------------------------------------------------------------------------------------------
-
-    def on_train_start(self) -> None:
-        """Takes what exists now out of Python's garbage collection, which would walk it all every fifty steps or so.
-
-        A walk over the objects of the imported libraries takes a third of a second: several milliseconds a step.
-        """
-        gc.collect()
-        gc.freeze()
-
-    def on_train_end(self) -> None:
-        gc.unfreeze()
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Module dropout depends on the batch's place in the plan and the rank, not on what ran before."""

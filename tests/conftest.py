@@ -13,7 +13,16 @@ import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))  # helper modules of the tests, and classes "of a user"
 
+from dreamlit.imports import quick_imports
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """Test files import the libraries as the command does: later runs do not walk over their objects for garbage."""
+    with quick_imports():
+        return (yield)
 
 
 @pytest.fixture(scope="session", autouse=True)

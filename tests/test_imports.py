@@ -1,11 +1,16 @@
 """Who may import whom: the rules of docs/architecture.md, read off the syntax trees, lazy imports included."""
 
 import ast
+import gc
+import importlib
 import pathlib
 import subprocess
 import sys
 
 import pytest
+import torch
+
+from dreamlit.imports import quick_imports
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FOLDERS = {
@@ -43,7 +48,14 @@ SHOWS = (
     *("dreamlit.previewing", "dreamlit.preview_grid", "dreamlit.prompts", "dreamlit.recipes"),
     *("dreamlit.report_scores", "dreamlit.scoring", "dreamlit.curves", "dreamlit.step_lines"),
 )
-BASICS = ("dreamlit.types", "dreamlit.errors", "dreamlit.seeds", "dreamlit.quiet", "dreamlit.events")
+BASICS = (
+    "dreamlit.types",
+    "dreamlit.errors",
+    "dreamlit.seeds",
+    "dreamlit.quiet",
+    "dreamlit.events",
+    "dreamlit.imports",
+)
 
 
 def group(name: str) -> str:
@@ -112,6 +124,7 @@ def group(name: str) -> str:
         ("dreamlit.errors", ()),
         ("dreamlit.seeds", ()),
         ("dreamlit.quiet", ()),
+        ("dreamlit.imports", ()),
         ("dreamlit.events", ()),
         ("dreamlit.event_schema", ()),
     ],
@@ -171,3 +184,55 @@ def test_the_training_command_loads_models_and_adapters_only_when_they_are_used(
     loaded = loaded_by("import dreamlit.training_cli")
     assert not loaded & {"diffusers", "peft", "lycoris", "torchao", "webdataset", "bitsandbytes"}
     assert not loaded & {"tensorboard", "tensorboardX", "wandb", "mlflow"}
+
+
+@pytest.mark.parametrize("as_decorator", [False, True])
+def test_what_a_library_compiles_at_its_import_is_compiled_once_and_when_it_is_called(monkeypatch, as_decorator):
+    compiled = []
+
+    def compile_now(function, **options):
+        compiled.append(options)
+        return function
+
+    monkeypatch.setattr(torch, "compile", compile_now)
+
+    def double(number):
+        """Twice a number."""
+        return 2 * number
+
+    with quick_imports():
+        later = torch.compile(dynamic=False)(double) if as_decorator else torch.compile(double, dynamic=False)
+    assert torch.compile is compile_now and compiled == []
+    assert (later(2), later(number=3)) == (4, 6) and compiled == [{"dynamic": False}]
+    assert later.__doc__ == double.__doc__
+
+
+def test_modules_compile_at_once_as_elsewhere(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda model, **options: (model, options))
+    layer = torch.nn.Linear(1, 1)
+    with quick_imports():
+        assert torch.compile(layer, mode="default") == (layer, {"mode": "default"})
+
+
+def test_a_failed_import_leaves_garbage_collection_and_the_compiler_as_they_were():
+    compile_now = torch.compile
+
+    def failing():
+        with quick_imports():
+            assert not gc.isenabled()
+            importlib.import_module("there_is_no_such_library")
+
+    with pytest.raises(ModuleNotFoundError):
+        failing()
+    assert gc.isenabled() and torch.compile is compile_now
+
+
+def test_a_model_library_comes_without_the_compiler_and_out_of_the_garbage_collection():
+    """Half of the seconds that a run takes to start."""
+    code = (
+        "import gc\nfrom dreamlit.families.loading import component_class\n"
+        "component_class({'unet': ['diffusers', 'UNet2DConditionModel']}, 'unet')\nimport bitsandbytes\n"
+        "assert 'torch._inductor.compile_fx' not in sys.modules\n"
+        "assert gc.get_freeze_count() > 20 * len(gc.get_objects())"
+    )
+    assert {"torch", "diffusers", "bitsandbytes"} <= loaded_by(code)

@@ -14,7 +14,7 @@ import pytest
 from dreamlit.live import feed
 from dreamlit.live.files import RunFolder
 from dreamlit.live.server import PageServer
-from live_runs import emit, picture, preview_run
+from live_runs import brief_goodbyes, emit, picture, preview_run
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(
@@ -25,6 +25,7 @@ FLAGS = (
     *("--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage", "--mute-audio"),
 )
 PATIENCE_S = 60
+goodbyes = pytest.fixture(scope="module", autouse=True)(brief_goodbyes)
 
 
 class Browser:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from dreamlit.errors import ModelError
 from dreamlit.families.files import MODULES, STEMS, ModelFiles, read_header, read_json, vae_folder
+from dreamlit.imports import quick_imports
 from dreamlit.quiet import no_weight_bars
 
 if TYPE_CHECKING:
@@ -30,7 +31,8 @@ def component_class(index: dict[str, Any], name: str) -> type[Any]:
     """The class that `model_index.json` names for a component."""
     library, class_name = map(str, index[name])
     module = MODULES.get(library, library)
-    found = getattr(importlib.import_module(module), class_name, None) if library in STEMS else None
+    with quick_imports():
+        found = getattr(importlib.import_module(module), class_name, None) if library in STEMS else None
     if found is None:
         raise ModelError(f"model_index.json names {library}.{class_name} for {name!r}, which is not available here")
     return found
