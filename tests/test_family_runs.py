@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import functools
+import json
+import pathlib
 import re
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
+from safetensors.torch import load_file
 
 from dreamlit.adapters import LoRA, LyCORIS
 from dreamlit.adapters.base import Adapter
@@ -71,6 +75,7 @@ def configured(root, model, kind, parts, adapter) -> dict[str, Any]:
     preview = {"prompts": ["a photo of sks dog"], "sizes": ["64x96"], "seeds": [3], "at_end": True}
     preview["steps"] = 10 if kind.__name__ == "SDXLRefiner" else 2
     config["trainer"]["callbacks"] = [
+        {"class_path": "recorder.FeatureRecorder", "init_args": {"path": str(root.parent / "features")}},
         {"class_path": "EMA", "init_args": {"decay": 0.5}},
         {"class_path": "ScheduledSampling", "init_args": {"max_step_offset": 2, "probability": 1.0}},
         {"class_path": "StableEvaluation", "init_args": {"every_n_steps": 2}},
@@ -87,25 +92,59 @@ def configured(root, model, kind, parts, adapter) -> dict[str, Any]:
 @pytest.mark.parametrize("name", RUNS)
 def test_four_steps_with_everything_on(tmp_path, family_folders, parts, recwarn, name, adapter):
     folder, kind = family_folders(name), MODELS[name][0]
-    root = fit(configured(tmp_path / "run", folder, kind, parts, adapter))
+    config = configured(tmp_path / "run", folder, kind, parts, adapter)
+    root = fit(config)
     before, after = (checkpoint(root, step)["state_dict"] for step in (2, 4))
     assert all(value.isfinite().all() for value in after.values())
     still = [key for key in after if not key.endswith("alpha") and torch.equal(before[key], after[key])]
     assert not still, f"no gradient reached {still[:3]}"
-    made = root / "previews" / "step-000004"
-    for model in ("raw", "ema"):
-        assert (made / model / "000-00.png").is_file()
-    assert (made / "grid.png").is_file() and (root / "evaluation.jsonl").is_file()
-    end = "-diffusers" if adapter == "LoRA" and "kohya" in kind.unread_formats else ""
-    assert {path.name for path in root.glob("run*.safetensors")} >= {
-        f"run{end}.safetensors",
-        f"run-ema{end}.safetensors",
-    }
-    config = configured(tmp_path / "run", folder, kind, parts, adapter)
-    assert fit(merged(config, {"trainer.max_steps": 5}), "--ckpt_path", "last")
-    assert checkpoint(root, 5)["global_step"] == 5
+    seen = [json.loads(line) for line in (tmp_path / "features").read_text().splitlines()]
+    assert_the_class_and_the_masks_counted(seen)
+    assert_every_batch_was_rolled_out(seen)
+    assert_the_average_is_exported(root, "-diffusers" if adapter == "LoRA" and "kohya" in kind.unread_formats else "")
+    assert_previews_show_both(root, None if kind.drawn_with else (64, 96))
+    assert (root / "evaluation.jsonl").is_file()
+    if adapter == "LoRA":
+        fit(merged(config, {"trainer.max_steps": 5}), "--ckpt_path", "last")
+        assert checkpoint(root, 5)["global_step"] == 5
     # the resumed run encodes nothing, so that only the preview itself loads the autoencoder
     assert not [str(one.message) for one in recwarn if "ValidationPreview" in str(one.message)]
+
+
+def assert_the_class_and_the_masks_counted(seen: list[dict[str, Any]]) -> None:
+    """Class images come with the subject's, their loss to the base grows from 0, and only the subject is masked."""
+    assert len(seen) == 4 and {role for row in seen for role in row["roles"]} == {Role.INSTANCE, Role.REGULARISATION}
+    prior = [loss for row in seen for loss, role in by_role(row, "per_sample") if role == Role.REGULARISATION]
+    assert prior[0] < 1e-9 < 1e-7 < max(prior)
+    for mask, role in (one for row in seen for one in by_role(row, "masks")):
+        assert mask == ([1, 1] if role == Role.REGULARISATION else [0, 1])
+
+
+def by_role(row: dict[str, Any], what: str) -> list[tuple[Any, int]]:
+    return list(zip(row[what], row["roles"], strict=True))
+
+
+def assert_every_batch_was_rolled_out(seen: list[dict[str, Any]]) -> None:
+    """So many more forwards as its longest rollout has steps, beside the training's and the teacher's."""
+    for row in seen:
+        assert row["forwards"] == max(row["rolled"]) + 1 + (Role.REGULARISATION in row["roles"])
+    assert max(offset for row in seen for offset in row["rolled"]) == 2
+
+
+def assert_the_average_is_exported(root: pathlib.Path, end: str) -> None:
+    raw, average = (load_file(root / f"run{middle}{end}.safetensors") for middle in ("", "-ema"))
+    assert raw.keys() == average.keys()
+    assert any(not torch.equal(raw[key], average[key]) for key in raw)
+
+
+def assert_previews_show_both(root: pathlib.Path, size: tuple[int, int] | None) -> None:
+    """Images of the base, the weights and their average, none like the other, and one in the making."""
+    made = root / "previews" / "step-000004"
+    files = [root / "previews" / "base" / "000-00.png", made / "raw" / "000-00.png", made / "ema" / "000-00.png"]
+    images = [Image.open(path) for path in files]
+    assert len({image.tobytes() for image in images}) == 3
+    assert {image.size for image in images} <= ({size} if size else set(SIZES))
+    assert (made / "grid.png").is_file() and list((made / "raw" / "steps").glob("000-00-*.png"))
 
 
 # gradients ------------------------------------------------------------------------------------------------------------

@@ -1,18 +1,23 @@
 """Weights in few bits: what a layer computes, which layers, and every adapter on top of them."""
 
+import copy
 import functools
 
 import pytest
 import torch
 from torch import nn
 
+from dreamlit.adapter_files import load_adapter_file, read_factors
+from dreamlit.adapters.targets import layers
 from dreamlit.cli import main
-from dreamlit.errors import CombinationError
+from dreamlit.errors import CheckpointError, CombinationError
+from dreamlit.export import export, load_into_adapter
+from dreamlit.merging import merge
 from dreamlit.quantisation import LEVELS, refusal
 from dreamlit.quantisation.layers import chosen, is_quantised, quantise, quantised, stored_bytes, weight_of
 from dreamlit.quantisation.levels import is_chosen
 from dreamlit.quantisation.probe import probe
-from tests.adapter_cases import CASES, predict, train, unet
+from tests.adapter_cases import CASES, Named, predict, shake, unet
 
 HERE = [name for name, level in LEVELS.items() if "cpu" in level.devices]
 AT_MOST = {2: 0.36, 4: 0.105, 8: 0.03}
@@ -113,8 +118,8 @@ ADAPTERS = [name for name in CASES if not name.startswith("full")]
 @pytest.mark.parametrize(
     ("name", "level"), [(n, at) for n in ADAPTERS for at in HERE if (n, at) != ("dora", "int8-bnb")]
 )
-def test_every_adapter_on_every_level(name, level):
-    """It starts at the base, trains, and the base is exactly there below it."""
+def test_every_adapter_on_every_level(tmp_path, name, level):
+    """It starts at the base, trains, resumes bit for bit, is exported, and the base is exactly there below it."""
     denoiser, adapter = quantise(unet(), level).eval(), CASES[name]()
     with torch.no_grad():
         base = predict(denoiser)
@@ -122,12 +127,60 @@ def test_every_adapter_on_every_level(name, level):
     with torch.no_grad():
         start = predict(denoiser)
     assert (start - base).abs().max() <= 2e-3 * base.abs().max()
-    train(adapter, denoiser)
+    saved = train(adapter, denoiser, optimizer_of(adapter))
     assert all(p.grad is not None and p.grad.isfinite().all() for p in adapter.parameters().values())
     with torch.no_grad(), adapter.disabled() as below:
         assert torch.equal(predict(below), base)
     with torch.no_grad():
         assert not torch.equal(predict(denoiser), base)
+    train(adapter, denoiser, optimizer_of(adapter, saved))
+
+    other, again = quantise(unet(), level).eval(), adapter.unattached()
+    again.attach(other, seed=1)
+    again.load_state(saved["state_dict"])
+    train(again, other, optimizer_of(again, saved))
+    for key, value in adapter.parameters().items():
+        assert torch.equal(value, again.parameters()[key]), f"{key} went another way after it was resumed"
+
+    path = export(adapter, tmp_path / "a.safetensors", family=Named())
+    shake(again)
+    load_into_adapter(path, again)
+    with torch.no_grad():
+        wanted = predict(denoiser)
+        assert (predict(other) - wanted).abs().max() < 1e-2 * (wanted - base).abs().max()
+
+
+def optimizer_of(adapter, saved=None):
+    optimizer = torch.optim.AdamW(adapter.parameters().values(), lr=1e-2)
+    if saved:
+        optimizer.load_state_dict(copy.deepcopy(saved["optimizer"]))
+    return optimizer
+
+
+def train(adapter, denoiser, optimizer):
+    """A step toward zero; returns what a checkpoint would hold."""
+    optimizer.zero_grad()
+    predict(denoiser).float().square().mean().backward()
+    optimizer.step()
+    state = {key: value.detach().clone() for key, value in adapter.parameters().items()}
+    return {"state_dict": state, "optimizer": copy.deepcopy(optimizer.state_dict())}
+
+
+@pytest.mark.parametrize("level", HERE)
+def test_nothing_is_merged_into_few_bits(tmp_path, level):
+    adapter = CASES["lora"]()
+    adapter.attach(unet(), seed=0)
+    shake(adapter)
+    path = export(adapter, tmp_path / "a.safetensors", family=Named(), format="kohya")
+    plain, stored = unet(), quantise(unet(), level)
+    tensors, metadata = load_adapter_file(path)
+    factors = read_factors(tensors, metadata, [layer.name for layer in layers(plain)])
+    with torch.no_grad():
+        before = predict(stored)
+    with pytest.raises(CheckpointError, match="in few bits"):
+        merge(stored, factors)
+    with torch.no_grad():
+        assert torch.equal(predict(stored), before)
 
 
 @pytest.mark.parametrize("name", ["lora", "lokr"])

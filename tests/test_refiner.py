@@ -120,7 +120,12 @@ def test_previews_refine_the_photos_that_are_trained_on(tmp_path, folder, capsys
     photos = write_photos(tmp_path / "photos", [(64, 64)] * 6)
     preview = {"prompts": ["never drawn"], "steps": 5, "seeds": [1], "at_start": True}
     root = fit(refining(tmp_path / "run", folder, photos, "ValidationPreview", **preview))
-    assert "previews: prompts and sizes are ignored" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert (
+        said.count("previews: prompts and sizes are ignored")
+        == said.count("photos of the datasets at strength 0.2")
+        == 1
+    )
     shown = root / "previews" / "step-000004" / "raw"
     assert {path.name for path in shown.glob("*.png")} == {f"{row:03d}-00.png" for row in range(4)}
     photo = np.asarray(Image.open(root / "previews" / "photos" / "000.png"))
