@@ -228,7 +228,18 @@ IN_BLOCKS = (
     r"attn2?\.to_[qkv]", r"attn\.add_[qkv]_proj", r"attn2?\.to_out\.0", r"attn\.to_add_out",
     r"norm1(_context)?\.linear", r"ff(_context)?\.net\.0\.proj", r"ff(_context)?\.net\.2",
 )  # fmt: skip
+UNET = [
+    r"(down_blocks|up_blocks)\.\d+\.resnets\.\d+\.(conv1|conv2|time_emb_proj|conv_shortcut)",
+    r"mid_block\.resnets\.[01]\.(conv1|conv2|time_emb_proj)",
+    r"((down|up)_blocks\.\d+|mid_block)\.attentions\.\d+\.proj_(in|out)",
+    r"((down|up)_blocks\.\d+|mid_block)\.attentions\.\d+\.transformer_blocks\.\d+\.attn[12]\.to_([qkv]|out\.0)",
+    r"((down|up)_blocks\.\d+|mid_block)\.attentions\.\d+\.transformer_blocks\.\d+\.ff\.net\.(0\.proj|2)",
+    r"down_blocks\.\d+\.downsamplers\.0\.conv|up_blocks\.\d+\.upsamplers\.0\.conv",
+    r"conv_in|conv_out|(time|add)_embedding\.linear_[12]",
+]
+UNETS = ("sd1", "sdxl", "refiner")
 COMFY: dict[str, list[str]] = {
+    **dict.fromkeys(UNETS, UNET),
     "sd35": [rf"transformer_blocks\.\d+\.({'|'.join(IN_BLOCKS)})"],
     "flux_dev": [
         rf"transformer_blocks\.\d+\.({'|'.join(IN_BLOCKS)})",
@@ -263,10 +274,11 @@ COMFY: dict[str, list[str]] = {
         r"caption_projection\.linear_[12]", r"adaln_single\.(linear|emb\.timestep_embedder\.linear_[12])", "proj_out",
     ],
 }  # fmt: skip
-"""Modules that ComfyUI knows (`mmdit_to_diffusers`, `flux_to_diffusers`, also for Chroma, `auraflow_to_diffusers`,
-`pixart_to_diffusers`, `z_image_to_diffusers` of its comfy/utils.py),
-which it finds under `transformer.` with dots; those of SD3 and Flux also under `lora_transformer_` with underscores for
-dots, and `lycoris_` (comfy/lora.py). Qwen-Image's own names are those of diffusers (comfy/ldm/qwen_image/model.py)."""
+"""Modules that ComfyUI knows (`unet_to_diffusers`, `mmdit_to_diffusers`, `flux_to_diffusers`, also for Chroma,
+`auraflow_to_diffusers`, `pixart_to_diffusers`, `z_image_to_diffusers` of its comfy/utils.py), which it finds under
+`transformer.` with dots; those of SD3 and Flux also under `lora_transformer_`, with underscores for dots;
+those of UNets under `lora_unet_` and `unet.` (comfy/lora.py). Qwen-Image's own names are those of diffusers
+(comfy/ldm/qwen_image/model.py)."""
 DOTTED = ("pixart", "qwen_image", "z_image", "auraflow")
 """Whose names have dots in the kohya layout too."""
 WITH_SINGLE_BLOCKS = ("flux_dev", "klein", "chroma", "auraflow")
@@ -277,16 +289,14 @@ WITH_SINGLE_BLOCKS = ("flux_dev", "klein", "chroma", "auraflow")
 )
 def test_comfyui_knows_every_key(tmp_path, family_folders, name, format):
     targets = "all-linear" if name in DOTTED and name != "auraflow" else "attention-mlp"
+    targets = "full" if name in UNETS else targets
     family, adapter = attached(MODELS[name][0], family_folders(name), functools.partial(LoRA, 4, targets=targets))
     path = export(adapter, tmp_path / "a.safetensors", family=family, format=format)
-    linear = [key for key, module in stock_modules(family_folders(name)) if isinstance(module, torch.nn.Linear)]
-    known = [key for key in linear if any(re.fullmatch(pattern, key) for pattern in COMFY[name])]
-    names = {
-        f"lora_transformer_{key.replace('.', '_')}"
-        if format == "kohya" and name not in DOTTED
-        else f"transformer.{key}"
-        for key in known
-    }
+    layers = [key for key, module in stock_modules(family_folders(name)) if isinstance(module, LAYERS)]
+    known = [key for key in layers if any(re.fullmatch(pattern, key) for pattern in COMFY[name])]
+    part = "unet" if name in UNETS else "transformer"
+    flat = format == "kohya" and name not in DOTTED
+    names = {f"lora_{part}_{key.replace('.', '_')}" if flat else f"{part}.{key}" for key in known}
     with safe_open(path, "pt") as file:
         ends = r"\.(lora_(down|up)\.weight|alpha|lora_[AB]\.weight)$"
         modules = {re.sub(ends, "", key) for key in file.keys()}  # noqa: SIM118
@@ -294,8 +304,12 @@ def test_comfyui_knows_every_key(tmp_path, family_folders, name, format):
     assert any("single_transformer_blocks" in key for key in modules) == (name in WITH_SINGLE_BLOCKS)
 
 
+LAYERS = (torch.nn.Linear, torch.nn.Conv2d)
+
+
 def stock_modules(folder) -> list[tuple[str, torch.nn.Module]]:
-    return list(stock(folder).transformer.named_modules())
+    pipeline = stock(folder)
+    return list((pipeline.transformer if hasattr(pipeline, "transformer") else pipeline.unet).named_modules())
 
 
 def test_no_adapter_is_put_where_the_output_does_not_depend_on_it(family_folders):

@@ -2,6 +2,8 @@
 
 import copy
 import functools
+import os
+import time
 
 import pytest
 import torch
@@ -13,13 +15,24 @@ from dreamlit.cli import main
 from dreamlit.errors import CheckpointError, CombinationError
 from dreamlit.export import export, load_into_adapter
 from dreamlit.merging import merge
+from dreamlit.precision_checks import level_fault
 from dreamlit.quantisation import LEVELS, refusal
-from dreamlit.quantisation.layers import chosen, is_quantised, quantise, quantised, stored_bytes, weight_of
+from dreamlit.quantisation.layers import (
+    chosen,
+    is_quantised,
+    quantise,
+    quantised,
+    refuse_a_lock_left_behind,
+    stored_bytes,
+    weight_of,
+)
 from dreamlit.quantisation.levels import is_chosen
 from dreamlit.quantisation.probe import probe
 from tests.adapter_cases import CASES, Named, predict, shake, unet
 
 HERE = [name for name, level in LEVELS.items() if "cpu" in level.devices]
+COMPILES = [name for name in HERE if LEVELS[name].compiles]
+INDUCTOR = pytest.param("int8-torchao", "inductor", marks=pytest.mark.slow)
 AT_MOST = {2: 0.36, 4: 0.105, 8: 0.03}
 """Bits -> norm of the change of a uniform weight over its norm, at most."""
 
@@ -166,6 +179,25 @@ def train(adapter, denoiser, optimizer):
     return {"state_dict": state, "optimizer": copy.deepcopy(optimizer.state_dict())}
 
 
+@pytest.mark.parametrize(("level", "backend"), [*((level, "aot_eager") for level in COMPILES), INDUCTOR])
+def test_compiled_blocks_on_few_bits_compute_the_same(level, backend):
+    """The whole way through torch's compiler for one level; what is traced, for all."""
+    found = []
+    for compiled in (False, True):
+        denoiser, adapter = quantise(unet(), level).eval(), CASES["lora"]()
+        adapter.attach(denoiser, seed=0)
+        shake(adapter)
+        if compiled:
+            torch._dynamo.reset()
+            denoiser.compile_repeated_blocks(backend=backend, fullgraph=True)
+        prediction = predict(denoiser)
+        prediction.square().mean().backward()
+        found.append([prediction.detach(), *(value.grad for value in adapter.parameters().values())])
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 1
+    for plain, compiled in zip(*found, strict=True):
+        assert (compiled - plain).norm() <= 1e-4 * plain.norm()
+
+
 @pytest.mark.parametrize("level", HERE)
 def test_nothing_is_merged_into_few_bits(tmp_path, level):
     adapter = CASES["lora"]()
@@ -213,6 +245,16 @@ def test_the_probe_measures_a_level(level):
     bits = LEVELS[level].bits if level else 16
     assert bits / 8 <= found.bytes_per_weight < bits / 8 * 1.15
     assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_a_lock_that_a_killed_build_has_left_is_said_and_not_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr("optimum.quanto.library.extensions.cpp.ext.build_directory", str(tmp_path))
+    lock = tmp_path / "lock"
+    lock.touch()
+    refuse_a_lock_left_behind()  # of a build that may still go on
+    os.utime(lock, (time.time() - 3600,) * 2)
+    assert f"{lock} is left of a build" in str(probe("int4-quanto", "cpu").fault)
+    assert level_fault("int2-quanto", torch.device("cpu")).endswith("use nf4-bnb")
 
 
 def test_the_probe_says_why_a_level_does_not_work():
