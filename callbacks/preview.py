@@ -157,7 +157,9 @@ class ValidationPreview(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         self._seen_step, self._shown_step = trainer.global_step, -1
         if trainer.is_global_zero and pl_module.family.draws_from_photos:
-            print("previews: prompts and sizes are ignored; they are made of photos of the datasets")
+            strength = pl_module.family.call_options().get("strength")
+            at = f" at strength {strength}" if strength else ""
+            print(f"previews: prompts and sizes are ignored; they are made of photos of the datasets{at}")
         self._rehearse(trainer, pl_module)
         if trainer.fast_dev_run:  # pyright: ignore[reportAttributeAccessIssue]
             return

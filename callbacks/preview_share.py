@@ -204,7 +204,9 @@ class Share:
         """Makes the grid of what all ranks have drawn and tells of the images."""
         lines: dict[tuple[str, int | None, int | None], Line] = {}
         for stem, picture in self.plan.pictures:
+            strength = dict(self.plan.sampling.own).get("strength") if picture.photo else None
             size = f"  ({picture.width} x {picture.height})" if picture.width else ""
+            size += f"  (a photo refined at strength {strength})" if strength else ""
             line = lines.setdefault((picture.prompt, picture.width, picture.height), Line(picture.prompt + size, {}))
             for model in self.plan.shown:
                 line.files.setdefault(model, []).append(self.path(model, stem))

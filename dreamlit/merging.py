@@ -83,10 +83,15 @@ def merge(denoiser: nn.Module, factors: dict[str, Factors]) -> None:
     """
     import torch
 
+    from dreamlit.quantisation.layers import is_quantised
+
     faults = Faults("the file does not fit this model", CheckpointError)
     with torch.no_grad():
         for name, entry in factors.items():
             layer = denoiser.get_submodule(name)
+            if is_quantised(layer):
+                faults.add(f"{name}: its weight is in few bits, into which nothing can be merged; load the model whole")
+                continue
             weight = layer.weight
             assert isinstance(weight, torch.Tensor)
             parts = {part: tensor.to(weight.device) for part, tensor in entry.parts.items()}

@@ -67,8 +67,12 @@ def stored_faults(model: DreamBooth) -> Iterator[str]:
         )
     if base == "int8-bnb" and getattr(model.adapter, "use_dora", False):
         yield "model.adapter.use_dora: peft loses the scales of int8-bnb layers; use int8-quanto or int8-torchao"
-    if base and model.family.compile:
-        yield f"model.family.compile does not work with model.base_model_precision {base!r}; leave one of them out"
+    if base in LEVELS and model.family.compile and not LEVELS[base].compiles:
+        able = ", ".join(name for name, level in LEVELS.items() if level.compiles)
+        yield (
+            f"model.family.compile is not known to compute the same with model.base_model_precision {base!r}; it does "
+            f"with {able}. Take one of these, or leave compile out"
+        )
     with contextlib.suppress(ModelError):  # of a model that cannot be read; `check_model` says it whole
         names, parts = model.family.text_encoder_names, model.family.text_parts()
         for number in range(1, len(model.text_encoder_precisions) + 1):

@@ -1,4 +1,4 @@
-"""Writes the table in docs/families.md from the families' own classes.
+"""Writes the table in docs/families.md from the families' own classes and from tiny models of them.
 
 python scripts/make_family_table.py            # write it
 python scripts/make_family_table.py --check    # exit 1 if the file is out of date
@@ -7,9 +7,17 @@ python scripts/make_family_table.py --check    # exit 1 if the file is out of da
 from __future__ import annotations
 
 import argparse
+import functools
 import pathlib
 import sys
+import tempfile
+from collections.abc import Callable
 
+from make_tiny_models import PARTS, make
+
+from dreamlit.adapters import LoRA
+from dreamlit.adapters.targets import last_parts, select
+from dreamlit.combinations import bare_denoiser
 from dreamlit.families import Family
 from dreamlit.families.checks import concrete_families
 from dreamlit.families.flow_transformer import FlowTransformer
@@ -38,7 +46,17 @@ LICENCES = {
 """Of the weights, as their model cards name it; read yours before you publish an adapter."""
 
 
-def row(kind: type[Family]) -> str:
+Folders = Callable[[type[Family]], pathlib.Path]
+"""The folder of a tiny model of a family."""
+
+
+def default_layers(kind: type[Family], folder: pathlib.Path) -> str:
+    """How the names of the layers end that LoRA is put on unless it is told otherwise."""
+    chosen = select(bare_denoiser(kind(str(folder))), LoRA().targets)
+    return ", ".join(f"`{end}`" for end in dict.fromkeys(last_parts(layer.name) for layer in chosen))
+
+
+def row(kind: type[Family], folder: pathlib.Path) -> str:
     pixels = kind.latent_channels == 3
     latent = "pixels" if pixels else f"{kind.latent_channels} channels"
     latent += f", tokens of {kind.patch} x {kind.patch} cells" if kind.patch > 1 else ""
@@ -48,30 +66,39 @@ def row(kind: type[Family]) -> str:
     files = "folder, hub, single file" if kind.single_file_layouts else "folder, hub"
     if issubclass(kind, FlowTransformer):
         files += "; the transformer from a file" + (" in its original layout too" if kind.original_mark else "")
-    cells = [f"`{kind.__name__}`", about, f"`{kind.pipeline_class}`", encoders, latent, kind.noise, tiny, files]
-    return "| " + " | ".join([*cells, LICENCES[kind.__name__]]) + " |"
+    cells = [f"`{kind.__name__}`", about, f"`{kind.pipeline_class}`", encoders, latent, kind.noise]
+    return "| " + " | ".join([*cells, default_layers(kind, folder), tiny, files, LICENCES[kind.__name__]]) + " |"
 
 
-def table() -> str:
-    names = ("family", "what it is", "checked against", "text encoders", "latent", "process", "tiny autoencoder")
-    names += ("read from", "licence of the weights")
+def table(folders: Folders) -> str:
+    names = ("family", "what it is", "checked against", "text encoders", "latent", "process", "layers of LoRA")
+    names += ("tiny autoencoder", "read from", "licence of the weights")
     ours = [kind for kind in concrete_families() if kind.__module__.startswith("dreamlit.")]
-    return "\n".join(["| " + " | ".join(names) + " |", "|---" * len(names) + "|", *map(row, ours)])
+    rows = [row(kind, folders(kind)) for kind in ours]
+    return "\n".join(["| " + " | ".join(names) + " |", "|---" * len(names) + "|", *rows])
 
 
-def page() -> str:
+def page(folders: Folders) -> str:
+    """The page with the table as it must be."""
     text = PAGE.read_text(encoding="utf-8")
     before, rest = text.split(START)
-    return f"{before}{START}\n{table()}\n{END}{rest.split(END)[1]}"
+    return f"{before}{START}\n{table(folders)}\n{END}{rest.split(END)[1]}"
+
+
+def made(root: pathlib.Path, kind: type[Family]) -> pathlib.Path:
+    name = next(name for name, (pipeline, _) in PARTS.items() if pipeline == kind.pipeline_class)
+    return make(name, root / name)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if docs/families.md is out of date")
-    if not parser.parse_args().check:
-        PAGE.write_text(page(), encoding="utf-8")
-        return 0
-    if PAGE.read_text(encoding="utf-8") == page():
+    check = parser.parse_args().check
+    with tempfile.TemporaryDirectory() as root:
+        wanted = page(functools.partial(made, pathlib.Path(root)))
+    if not check:
+        PAGE.write_text(wanted, encoding="utf-8")
+    if PAGE.read_text(encoding="utf-8") == wanted:
         return 0
     print(f"{PAGE} is out of date: run python scripts/make_family_table.py", file=sys.stderr)
     return 1

@@ -1,5 +1,7 @@
 """Fixtures shared by all tests. Thread counts are set before torch is imported, so that timings and sums are steady."""
 
+import gc
+import itertools
 import os
 import pathlib
 import shutil
@@ -29,6 +31,18 @@ def pytest_collection():
 def _own_cache_home(tmp_path_factory) -> None:
     """Fingerprints and help texts of the tests stay out of the user's cache; subprocesses inherit it."""
     os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache-home"))
+
+
+@pytest.fixture(autouse=True)
+def _collections_of_what_is_new(_tests=itertools.count(1)) -> None:  # noqa: B008  (one count for all tests)
+    """Garbage collections pass over what was there before the test: a whole one takes half a second, a run six of them.
+
+    Every twentieth time the garbage of earlier tests goes too.
+    """
+    if next(_tests) % 20 == 0:
+        gc.unfreeze()
+        gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -2,11 +2,12 @@
 
 import json
 import pathlib
+from typing import Any, ClassVar
 
 from lightning.pytorch import Callback
 
 from dreamlit.datamodules.captions import CaptionStrategy
-from dreamlit.families import SDXL
+from dreamlit.families import SDXL, DeepFloydII, SDXLRefiner
 
 
 class Recorder(Callback):
@@ -25,6 +26,33 @@ class Recorder(Callback):
             "rank": trainer.global_rank,
         }
         with self.path.with_name(f"{self.path.name}.{trainer.global_rank}").open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+class FeatureRecorder(Callback):
+    """Appends one JSON line for each batch: what of masks, roles and rollouts it had, and what that cost."""
+
+    def __init__(self, path: str) -> None:
+        self.path, self.forwards = pathlib.Path(path), 0
+
+    def on_train_start(self, trainer, pl_module):
+        pl_module.denoiser.register_forward_pre_hook(self._count)
+
+    def _count(self, module, inputs):
+        self.forwards += 1
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.forwards = 0
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        row = {
+            "forwards": self.forwards,
+            "rolled": outputs["offsets"].tolist(),
+            "roles": batch.role.tolist(),
+            "masks": [[float(mask.min()), float(mask.max())] for mask in batch.mask],
+            "per_sample": outputs["per_sample"].tolist(),
+        }
+        with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")
 
 
@@ -53,3 +81,40 @@ class ShoutingCaptions(CaptionStrategy):
 
 class OwnSDXL(SDXL):
     """A family of a user's own."""
+
+
+class Watched:
+    """A family that notes which components with weights are loaded, each time that it works itself."""
+
+    seen: ClassVar[list[tuple[str, set[str]]]] = []
+
+    def _note(self, verb: str) -> None:
+        own: Any = self
+        for when, family in ((verb, own), ("before", own.before)):
+            if family:
+                loaded = family._loaded.items()
+                self.seen.append((when, {name for name, part in loaded if hasattr(part, "parameters")}))
+
+    def encode_pixels(self, pixels):
+        self._note("encode_pixels")
+        return super().encode_pixels(pixels)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def encode_prompts(self, prompts):
+        self._note("encode_prompts")
+        return super().encode_prompts(prompts)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def predict(self, *args, **options):
+        self._note("predict")
+        return super().predict(*args, **options)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+class WatchedSDXL(Watched, SDXL):
+    """See `Watched`."""
+
+
+class WatchedRefiner(Watched, SDXLRefiner):
+    """See `Watched`."""
+
+
+class WatchedII(Watched, DeepFloydII):
+    """See `Watched`."""

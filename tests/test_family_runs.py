@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import functools
+import json
+import pathlib
 import re
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
+from safetensors.torch import load_file
 
 from dreamlit.adapters import LoRA, LyCORIS
 from dreamlit.adapters.base import Adapter
@@ -71,6 +75,7 @@ def configured(root, model, kind, parts, adapter) -> dict[str, Any]:
     preview = {"prompts": ["a photo of sks dog"], "sizes": ["64x96"], "seeds": [3], "at_end": True}
     preview["steps"] = 10 if kind.__name__ == "SDXLRefiner" else 2
     config["trainer"]["callbacks"] = [
+        {"class_path": "recorder.FeatureRecorder", "init_args": {"path": str(root.parent / "features")}},
         {"class_path": "EMA", "init_args": {"decay": 0.5}},
         {"class_path": "ScheduledSampling", "init_args": {"max_step_offset": 2, "probability": 1.0}},
         {"class_path": "StableEvaluation", "init_args": {"every_n_steps": 2}},
@@ -87,25 +92,59 @@ def configured(root, model, kind, parts, adapter) -> dict[str, Any]:
 @pytest.mark.parametrize("name", RUNS)
 def test_four_steps_with_everything_on(tmp_path, family_folders, parts, recwarn, name, adapter):
     folder, kind = family_folders(name), MODELS[name][0]
-    root = fit(configured(tmp_path / "run", folder, kind, parts, adapter))
+    config = configured(tmp_path / "run", folder, kind, parts, adapter)
+    root = fit(config)
     before, after = (checkpoint(root, step)["state_dict"] for step in (2, 4))
     assert all(value.isfinite().all() for value in after.values())
     still = [key for key in after if not key.endswith("alpha") and torch.equal(before[key], after[key])]
     assert not still, f"no gradient reached {still[:3]}"
-    made = root / "previews" / "step-000004"
-    for model in ("raw", "ema"):
-        assert (made / model / "000-00.png").is_file()
-    assert (made / "grid.png").is_file() and (root / "evaluation.jsonl").is_file()
-    end = "-diffusers" if adapter == "LoRA" and "kohya" in kind.unread_formats else ""
-    assert {path.name for path in root.glob("run*.safetensors")} >= {
-        f"run{end}.safetensors",
-        f"run-ema{end}.safetensors",
-    }
-    config = configured(tmp_path / "run", folder, kind, parts, adapter)
-    assert fit(merged(config, {"trainer.max_steps": 5}), "--ckpt_path", "last")
-    assert checkpoint(root, 5)["global_step"] == 5
+    seen = [json.loads(line) for line in (tmp_path / "features").read_text().splitlines()]
+    assert_the_class_and_the_masks_counted(seen)
+    assert_every_batch_was_rolled_out(seen)
+    assert_the_average_is_exported(root, "-diffusers" if adapter == "LoRA" and "kohya" in kind.unread_formats else "")
+    assert_previews_show_both(root, None if kind.drawn_with else (64, 96))
+    assert (root / "evaluation.jsonl").is_file()
+    if adapter == "LoRA":
+        fit(merged(config, {"trainer.max_steps": 5}), "--ckpt_path", "last")
+        assert checkpoint(root, 5)["global_step"] == 5
     # the resumed run encodes nothing, so that only the preview itself loads the autoencoder
     assert not [str(one.message) for one in recwarn if "ValidationPreview" in str(one.message)]
+
+
+def assert_the_class_and_the_masks_counted(seen: list[dict[str, Any]]) -> None:
+    """Class images come with the subject's, their loss to the base grows from 0, and only the subject is masked."""
+    assert len(seen) == 4 and {role for row in seen for role in row["roles"]} == {Role.INSTANCE, Role.REGULARISATION}
+    prior = [loss for row in seen for loss, role in by_role(row, "per_sample") if role == Role.REGULARISATION]
+    assert prior[0] < 1e-9 < 1e-7 < max(prior)
+    for mask, role in (one for row in seen for one in by_role(row, "masks")):
+        assert mask == ([1, 1] if role == Role.REGULARISATION else [0, 1])
+
+
+def by_role(row: dict[str, Any], what: str) -> list[tuple[Any, int]]:
+    return list(zip(row[what], row["roles"], strict=True))
+
+
+def assert_every_batch_was_rolled_out(seen: list[dict[str, Any]]) -> None:
+    """So many more forwards as its longest rollout has steps, beside the training's and the teacher's."""
+    for row in seen:
+        assert row["forwards"] == max(row["rolled"]) + 1 + (Role.REGULARISATION in row["roles"])
+    assert max(offset for row in seen for offset in row["rolled"]) == 2
+
+
+def assert_the_average_is_exported(root: pathlib.Path, end: str) -> None:
+    raw, average = (load_file(root / f"run{middle}{end}.safetensors") for middle in ("", "-ema"))
+    assert raw.keys() == average.keys()
+    assert any(not torch.equal(raw[key], average[key]) for key in raw)
+
+
+def assert_previews_show_both(root: pathlib.Path, size: tuple[int, int] | None) -> None:
+    """Images of the base, the weights and their average, none like the other, and one in the making."""
+    made = root / "previews" / "step-000004"
+    files = [root / "previews" / "base" / "000-00.png", made / "raw" / "000-00.png", made / "ema" / "000-00.png"]
+    images = [Image.open(path) for path in files]
+    assert len({image.tobytes() for image in images}) == 3
+    assert {image.size for image in images} <= ({size} if size else set(SIZES))
+    assert (made / "grid.png").is_file() and list((made / "raw" / "steps").glob("000-00-*.png"))
 
 
 # gradients ------------------------------------------------------------------------------------------------------------
@@ -189,7 +228,18 @@ IN_BLOCKS = (
     r"attn2?\.to_[qkv]", r"attn\.add_[qkv]_proj", r"attn2?\.to_out\.0", r"attn\.to_add_out",
     r"norm1(_context)?\.linear", r"ff(_context)?\.net\.0\.proj", r"ff(_context)?\.net\.2",
 )  # fmt: skip
+UNET = [
+    r"(down_blocks|up_blocks)\.\d+\.resnets\.\d+\.(conv1|conv2|time_emb_proj|conv_shortcut)",
+    r"mid_block\.resnets\.[01]\.(conv1|conv2|time_emb_proj)",
+    r"((down|up)_blocks\.\d+|mid_block)\.attentions\.\d+\.proj_(in|out)",
+    r"((down|up)_blocks\.\d+|mid_block)\.attentions\.\d+\.transformer_blocks\.\d+\.attn[12]\.to_([qkv]|out\.0)",
+    r"((down|up)_blocks\.\d+|mid_block)\.attentions\.\d+\.transformer_blocks\.\d+\.ff\.net\.(0\.proj|2)",
+    r"down_blocks\.\d+\.downsamplers\.0\.conv|up_blocks\.\d+\.upsamplers\.0\.conv",
+    r"conv_in|conv_out|(time|add)_embedding\.linear_[12]",
+]
+UNETS = ("sd1", "sdxl", "refiner")
 COMFY: dict[str, list[str]] = {
+    **dict.fromkeys(UNETS, UNET),
     "sd35": [rf"transformer_blocks\.\d+\.({'|'.join(IN_BLOCKS)})"],
     "flux_dev": [
         rf"transformer_blocks\.\d+\.({'|'.join(IN_BLOCKS)})",
@@ -224,10 +274,11 @@ COMFY: dict[str, list[str]] = {
         r"caption_projection\.linear_[12]", r"adaln_single\.(linear|emb\.timestep_embedder\.linear_[12])", "proj_out",
     ],
 }  # fmt: skip
-"""Modules that ComfyUI knows (`mmdit_to_diffusers`, `flux_to_diffusers`, also for Chroma, `auraflow_to_diffusers`,
-`pixart_to_diffusers`, `z_image_to_diffusers` of its comfy/utils.py),
-which it finds under `transformer.` with dots; those of SD3 and Flux also under `lora_transformer_` with underscores for
-dots, and `lycoris_` (comfy/lora.py). Qwen-Image's own names are those of diffusers (comfy/ldm/qwen_image/model.py)."""
+"""Modules that ComfyUI knows (`unet_to_diffusers`, `mmdit_to_diffusers`, `flux_to_diffusers`, also for Chroma,
+`auraflow_to_diffusers`, `pixart_to_diffusers`, `z_image_to_diffusers` of its comfy/utils.py), which it finds under
+`transformer.` with dots; those of SD3 and Flux also under `lora_transformer_`, with underscores for dots;
+those of UNets under `lora_unet_` and `unet.` (comfy/lora.py). Qwen-Image's own names are those of diffusers
+(comfy/ldm/qwen_image/model.py)."""
 DOTTED = ("pixart", "qwen_image", "z_image", "auraflow")
 """Whose names have dots in the kohya layout too."""
 WITH_SINGLE_BLOCKS = ("flux_dev", "klein", "chroma", "auraflow")
@@ -238,16 +289,14 @@ WITH_SINGLE_BLOCKS = ("flux_dev", "klein", "chroma", "auraflow")
 )
 def test_comfyui_knows_every_key(tmp_path, family_folders, name, format):
     targets = "all-linear" if name in DOTTED and name != "auraflow" else "attention-mlp"
+    targets = "full" if name in UNETS else targets
     family, adapter = attached(MODELS[name][0], family_folders(name), functools.partial(LoRA, 4, targets=targets))
     path = export(adapter, tmp_path / "a.safetensors", family=family, format=format)
-    linear = [key for key, module in stock_modules(family_folders(name)) if isinstance(module, torch.nn.Linear)]
-    known = [key for key in linear if any(re.fullmatch(pattern, key) for pattern in COMFY[name])]
-    names = {
-        f"lora_transformer_{key.replace('.', '_')}"
-        if format == "kohya" and name not in DOTTED
-        else f"transformer.{key}"
-        for key in known
-    }
+    layers = [key for key, module in stock_modules(family_folders(name)) if isinstance(module, LAYERS)]
+    known = [key for key in layers if any(re.fullmatch(pattern, key) for pattern in COMFY[name])]
+    part = "unet" if name in UNETS else "transformer"
+    flat = format == "kohya" and name not in DOTTED
+    names = {f"lora_{part}_{key.replace('.', '_')}" if flat else f"{part}.{key}" for key in known}
     with safe_open(path, "pt") as file:
         ends = r"\.(lora_(down|up)\.weight|alpha|lora_[AB]\.weight)$"
         modules = {re.sub(ends, "", key) for key in file.keys()}  # noqa: SIM118
@@ -255,8 +304,12 @@ def test_comfyui_knows_every_key(tmp_path, family_folders, name, format):
     assert any("single_transformer_blocks" in key for key in modules) == (name in WITH_SINGLE_BLOCKS)
 
 
+LAYERS = (torch.nn.Linear, torch.nn.Conv2d)
+
+
 def stock_modules(folder) -> list[tuple[str, torch.nn.Module]]:
-    return list(stock(folder).transformer.named_modules())
+    pipeline = stock(folder)
+    return list((pipeline.transformer if hasattr(pipeline, "transformer") else pipeline.unet).named_modules())
 
 
 def test_no_adapter_is_put_where_the_output_does_not_depend_on_it(family_folders):

@@ -1,20 +1,38 @@
 """Weights in few bits: what a layer computes, which layers, and every adapter on top of them."""
 
+import copy
 import functools
+import os
+import time
 
 import pytest
 import torch
 from torch import nn
 
+from dreamlit.adapter_files import load_adapter_file, read_factors
+from dreamlit.adapters.targets import layers
 from dreamlit.cli import main
-from dreamlit.errors import CombinationError
+from dreamlit.errors import CheckpointError, CombinationError
+from dreamlit.export import export, load_into_adapter
+from dreamlit.merging import merge
+from dreamlit.precision_checks import level_fault
 from dreamlit.quantisation import LEVELS, refusal
-from dreamlit.quantisation.layers import chosen, is_quantised, quantise, quantised, stored_bytes, weight_of
+from dreamlit.quantisation.layers import (
+    chosen,
+    is_quantised,
+    quantise,
+    quantised,
+    refuse_a_lock_left_behind,
+    stored_bytes,
+    weight_of,
+)
 from dreamlit.quantisation.levels import is_chosen
 from dreamlit.quantisation.probe import probe
-from tests.adapter_cases import CASES, predict, train, unet
+from tests.adapter_cases import CASES, Named, predict, shake, unet
 
 HERE = [name for name, level in LEVELS.items() if "cpu" in level.devices]
+COMPILES = [name for name in HERE if LEVELS[name].compiles]
+INDUCTOR = pytest.param("int8-torchao", "inductor", marks=pytest.mark.slow)
 AT_MOST = {2: 0.36, 4: 0.105, 8: 0.03}
 """Bits -> norm of the change of a uniform weight over its norm, at most."""
 
@@ -113,8 +131,8 @@ ADAPTERS = [name for name in CASES if not name.startswith("full")]
 @pytest.mark.parametrize(
     ("name", "level"), [(n, at) for n in ADAPTERS for at in HERE if (n, at) != ("dora", "int8-bnb")]
 )
-def test_every_adapter_on_every_level(name, level):
-    """It starts at the base, trains, and the base is exactly there below it."""
+def test_every_adapter_on_every_level(tmp_path, name, level):
+    """It starts at the base, trains, resumes bit for bit, is exported, and the base is exactly there below it."""
     denoiser, adapter = quantise(unet(), level).eval(), CASES[name]()
     with torch.no_grad():
         base = predict(denoiser)
@@ -122,12 +140,79 @@ def test_every_adapter_on_every_level(name, level):
     with torch.no_grad():
         start = predict(denoiser)
     assert (start - base).abs().max() <= 2e-3 * base.abs().max()
-    train(adapter, denoiser)
+    saved = train(adapter, denoiser, optimizer_of(adapter))
     assert all(p.grad is not None and p.grad.isfinite().all() for p in adapter.parameters().values())
     with torch.no_grad(), adapter.disabled() as below:
         assert torch.equal(predict(below), base)
     with torch.no_grad():
         assert not torch.equal(predict(denoiser), base)
+    train(adapter, denoiser, optimizer_of(adapter, saved))
+
+    other, again = quantise(unet(), level).eval(), adapter.unattached()
+    again.attach(other, seed=1)
+    again.load_state(saved["state_dict"])
+    train(again, other, optimizer_of(again, saved))
+    for key, value in adapter.parameters().items():
+        assert torch.equal(value, again.parameters()[key]), f"{key} went another way after it was resumed"
+
+    path = export(adapter, tmp_path / "a.safetensors", family=Named())
+    shake(again)
+    load_into_adapter(path, again)
+    with torch.no_grad():
+        wanted = predict(denoiser)
+        assert (predict(other) - wanted).abs().max() < 1e-2 * (wanted - base).abs().max()
+
+
+def optimizer_of(adapter, saved=None):
+    optimizer = torch.optim.AdamW(adapter.parameters().values(), lr=1e-2)
+    if saved:
+        optimizer.load_state_dict(copy.deepcopy(saved["optimizer"]))
+    return optimizer
+
+
+def train(adapter, denoiser, optimizer):
+    """A step toward zero; returns what a checkpoint would hold."""
+    optimizer.zero_grad()
+    predict(denoiser).float().square().mean().backward()
+    optimizer.step()
+    state = {key: value.detach().clone() for key, value in adapter.parameters().items()}
+    return {"state_dict": state, "optimizer": copy.deepcopy(optimizer.state_dict())}
+
+
+@pytest.mark.parametrize(("level", "backend"), [*((level, "aot_eager") for level in COMPILES), INDUCTOR])
+def test_compiled_blocks_on_few_bits_compute_the_same(level, backend):
+    """The whole way through torch's compiler for one level; what is traced, for all."""
+    found = []
+    for compiled in (False, True):
+        denoiser, adapter = quantise(unet(), level).eval(), CASES["lora"]()
+        adapter.attach(denoiser, seed=0)
+        shake(adapter)
+        if compiled:
+            torch._dynamo.reset()
+            denoiser.compile_repeated_blocks(backend=backend, fullgraph=True)
+        prediction = predict(denoiser)
+        prediction.square().mean().backward()
+        found.append([prediction.detach(), *(value.grad for value in adapter.parameters().values())])
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 1
+    for plain, compiled in zip(*found, strict=True):
+        assert (compiled - plain).norm() <= 1e-4 * plain.norm()
+
+
+@pytest.mark.parametrize("level", HERE)
+def test_nothing_is_merged_into_few_bits(tmp_path, level):
+    adapter = CASES["lora"]()
+    adapter.attach(unet(), seed=0)
+    shake(adapter)
+    path = export(adapter, tmp_path / "a.safetensors", family=Named(), format="kohya")
+    plain, stored = unet(), quantise(unet(), level)
+    tensors, metadata = load_adapter_file(path)
+    factors = read_factors(tensors, metadata, [layer.name for layer in layers(plain)])
+    with torch.no_grad():
+        before = predict(stored)
+    with pytest.raises(CheckpointError, match="in few bits"):
+        merge(stored, factors)
+    with torch.no_grad():
+        assert torch.equal(predict(stored), before)
 
 
 @pytest.mark.parametrize("name", ["lora", "lokr"])
@@ -160,6 +245,16 @@ def test_the_probe_measures_a_level(level):
     bits = LEVELS[level].bits if level else 16
     assert bits / 8 <= found.bytes_per_weight < bits / 8 * 1.15
     assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_a_lock_that_a_killed_build_has_left_is_said_and_not_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr("optimum.quanto.library.extensions.cpp.ext.build_directory", str(tmp_path))
+    lock = tmp_path / "lock"
+    lock.touch()
+    refuse_a_lock_left_behind()  # of a build that may still go on
+    os.utime(lock, (time.time() - 3600,) * 2)
+    assert f"{lock} is left of a build" in str(probe("int4-quanto", "cpu").fault)
+    assert level_fault("int2-quanto", torch.device("cpu")).endswith("use nf4-bnb")
 
 
 def test_the_probe_says_why_a_level_does_not_work():

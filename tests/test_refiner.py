@@ -120,13 +120,29 @@ def test_previews_refine_the_photos_that_are_trained_on(tmp_path, folder, capsys
     photos = write_photos(tmp_path / "photos", [(64, 64)] * 6)
     preview = {"prompts": ["never drawn"], "steps": 5, "seeds": [1], "at_start": True}
     root = fit(refining(tmp_path / "run", folder, photos, "ValidationPreview", **preview))
-    assert "previews: prompts and sizes are ignored" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert (
+        said.count("previews: prompts and sizes are ignored")
+        == said.count("photos of the datasets at strength 0.2")
+        == 1
+    )
     shown = root / "previews" / "step-000004" / "raw"
     assert {path.name for path in shown.glob("*.png")} == {f"{row:03d}-00.png" for row in range(4)}
     photo = np.asarray(Image.open(root / "previews" / "photos" / "000.png"))
     assert np.array_equal(photo, np.asarray(Image.open(photos / "p0.png")))
     recipe = json.loads(Image.open(shown / "000-00.png").info["dreamlit"])
     assert (recipe["prompt"], recipe["photo"], recipe["strength"]) == (PROMPT, "000.png", 0.2)
+
+
+def test_its_whole_denoiser_can_be_trained(tmp_path, folder):
+    photos = write_photos(tmp_path / "photos", [(64, 64)] * 2)
+    config = base_config(tmp_path / "run", folder, photos)
+    config["model"]["family"]["class_path"] = "SDXLRefiner"
+    config["model"]["adapter"] = {"class_path": "Full"}
+    root = fit(merged(config, {"trainer.max_steps": 2}))
+    trained, base = (diffusers.UNet2DConditionModel.from_pretrained(path) for path in (root / "run", folder / "unet"))
+    moved = [not torch.equal(one, two) for one, two in zip(trained.parameters(), base.parameters(), strict=True)]
+    assert all(value.isfinite().all() for value in trained.parameters()) and sum(moved) > len(moved) / 2
 
 
 def test_what_draws_from_prompts_alone_is_refused_before_the_model_loads(tmp_path, folder, capsys):

@@ -113,19 +113,19 @@ def check_patterns(what: str, patterns: Iterable[str], every: list[Layer]) -> No
     idle = [pattern for pattern in patterns if not any(matches(pattern, layer.name) for layer in every)]
     if idle:
         presets = f" Presets: {', '.join(PRESETS)}." if what == "targets" else ""
-        ends = {layer.name.split(".")[-1] for layer in every} | {_last_parts(layer.name) for layer in every}
+        ends = {layer.name.split(".")[-1] for layer in every} | {last_parts(layer.name) for layer in every}
         hint = nearest(idle[0], ends | (set(PRESETS) if what == "targets" else set())).partition("Allowed:")[0]
         raise ConfigError(f"{what}: no layer matches {idle}. {hint}{presets} {could_match(every)}")
 
 
 def could_match(every: list[Layer]) -> str:
     """A short list of name endings with their numbers: what a pattern could have been."""
-    counts = collections.Counter(_last_parts(layer.name) for layer in every)
+    counts = collections.Counter(last_parts(layer.name) for layer in every)
     names = [f"{name} ({count})" for name, count in counts.most_common()]
     return f"Layers end in: {shortened(names, 24) or 'nothing'}"
 
 
-def _last_parts(name: str) -> str:
+def last_parts(name: str) -> str:
     """`...attn1.to_out.0` -> `to_out.0`: the last part, with what makes a bare number readable."""
     parts = name.split(".")
     keep = 1

@@ -219,10 +219,15 @@ class Family(Drawing, ABC):
         return loading.load_model(self.files, name, dtype)
 
     def unload(self, *parts: str) -> None:
-        """Forget parts, so that their memory is free unless somebody else holds them."""
+        """Forget parts, so that their memory is free unless somebody else holds them.
+
+        The model that draws before this one is forgotten whole: nothing but a pipeline needs it.
+        """
         for part in parts:
             for name in self.components(part):
                 self._loaded.pop(name, None)
+        if self.before:
+            self.before.unload("vae", "text_encoders", "denoiser")
         gc.collect()
         if (torch := sys.modules.get("torch")) and torch.cuda.is_initialized():
             torch.cuda.empty_cache()

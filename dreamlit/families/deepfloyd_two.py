@@ -51,10 +51,6 @@ class DeepFloydII(DeepFloydI):
         first = self.stage_one.side_multiple if self.stage_one else 1
         return max(super().side_multiple, UPSCALING * first)
 
-    @property
-    def draws_from_photos(self) -> bool:
-        return self.stage_one is None
-
     def option_faults(self) -> list[str]:
         faults = super().option_faults()
         last = self.noising().num_timesteps - 1

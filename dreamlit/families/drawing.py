@@ -22,9 +22,14 @@ class Drawing:
     """The option by which a model that draws from photos can draw from prompts."""
 
     @property
+    def before(self) -> Any:
+        """The model whose images this one goes on with, where one is given: what the option `drawn_with` made."""
+        return getattr(self, self.drawn_with) if self.drawn_with else None
+
+    @property
     def draws_from_photos(self) -> bool:
         """Whether images are made of photos, not of prompts alone."""
-        return False
+        return bool(self.drawn_with) and self.before is None
 
     def call_options(self) -> dict[str, Any]:
         """Arguments of every call of the pipeline that are this family's own; they are part of a recipe."""

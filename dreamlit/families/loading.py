@@ -153,9 +153,13 @@ def read_tensors(path: pathlib.Path, prefixes: tuple[str, ...], dtype: torch.dty
     from safetensors import safe_open
 
     names = [name for name in read_header(path) if name != "__metadata__" and name.startswith(prefixes)]
-    with safe_open(path, framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in names}
-    return {name: value.to(dtype) if value.is_floating_point() else value for name, value in tensors.items()}
+    with safe_open(path, framework="pt") as file:  # one after the other: never a second copy of all
+        return {name: converted(file.get_tensor(name), dtype) for name in names}
+
+
+def converted(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Numbers with a fraction as `dtype`; others as they are."""
+    return value.to(dtype) if value.is_floating_point() else value
 
 
 def complete(model: nn.Module, name: str, path: str) -> nn.Module:

@@ -57,10 +57,6 @@ class SDXLRefiner(SDXL):
         self.aesthetic_scores = data_aesthetic_score, negative_aesthetic_score
         self.base = SDXL(base, dtype=self.dtype, local_files_only=self.files.local_files_only) if base else None
 
-    @property
-    def draws_from_photos(self) -> bool:
-        return self.base is None
-
     def option_faults(self) -> list[str]:
         faults = super().option_faults()
         try:

@@ -6,6 +6,8 @@ Quantised here after loading, not through diffusers' configurations: the same co
 from __future__ import annotations
 
 import importlib
+import pathlib
+import time
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -30,10 +32,25 @@ def quantised(layer: nn.Linear, level: Level) -> nn.Linear:
 def _by_quanto(layer: nn.Linear, kind: str) -> nn.Linear:
     from optimum import quanto
 
+    if kind in PACKED_BY_QUANTO and layer.weight.device.type == "cpu":
+        refuse_a_lock_left_behind()
     made: Any = quanto.nn.QLinear.from_module(layer, weights=getattr(quanto, kind))
     made.freeze()
     made.register_forward_pre_hook(_as_the_kernels_want)
     return made
+
+
+PACKED_BY_QUANTO = ("qint2", "qint4")
+BUILD_S = 600
+"""Longer than any build of quanto's kernel takes."""
+
+
+def refuse_a_lock_left_behind() -> None:
+    """At its first use on a CPU quanto builds a kernel, and where such a build was killed it waits without end."""
+    extension: Any = importlib.import_module("optimum.quanto.library.extensions.cpp")
+    lock = pathlib.Path(extension.ext.build_directory) / "lock"
+    if lock.exists() and time.time() - lock.stat().st_mtime > BUILD_S:
+        raise RuntimeError(f"{lock} is left of a build of its kernel that was ended; remove that file")
 
 
 def _as_the_kernels_want(module: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -39,22 +39,26 @@ class Level:
     """Lowest CUDA compute capability."""
     multiple: int = 1
     """A layer whose number of inputs is no multiple of it stays as it is."""
+    compiles: bool = False
+    """Whether blocks of such layers were compiled and computed the same (on a CPU)."""
 
 
 LEVELS: dict[str, Level] = {
     "int2-quanto": Level("optimum.quanto", "qint2", 2, ("int4-quanto", "nf4-bnb")),
     "int4-quanto": Level("optimum.quanto", "qint4", 4, ("nf4-bnb", "int8-quanto")),
     # torch's kernel for it on a CPU (_weight_int8pack_mm of 2.13) reads past the end of other rows, or crashes.
-    "int8-quanto": Level("optimum.quanto", "qint8", 8, ("int8-torchao", "int8-bnb"), multiple=16),
+    "int8-quanto": Level("optimum.quanto", "qint8", 8, ("int8-torchao", "int8-bnb"), multiple=16, compiles=True),
     "fp8-quanto": Level("optimum.quanto", "qfloat8", 8, ("int8-quanto", "int8-torchao"), capability=FP8_CAPABILITY),
-    "int8-torchao": Level("torchao", "Int8WeightOnlyConfig", 8, ("int8-quanto", "int8-bnb")),
+    "int8-torchao": Level("torchao", "Int8WeightOnlyConfig", 8, ("int8-quanto", "int8-bnb"), compiles=True),
     "int4-torchao": Level(
         "torchao", "Int4WeightOnlyConfig", 4, ("nf4-bnb", "int4-quanto"), ("cuda",), (8, 0), multiple=128
     ),
     "fp8-torchao": Level(
-        "torchao", "Float8WeightOnlyConfig", 8, ("int8-torchao", "int8-quanto"), capability=FP8_CAPABILITY
+        *("torchao", "Float8WeightOnlyConfig", 8, ("int8-torchao", "int8-quanto")),
+        capability=FP8_CAPABILITY,
+        compiles=True,
     ),
-    "nf4-bnb": Level("bitsandbytes", "nf4", 4, ("int4-quanto", "int8-quanto")),
+    "nf4-bnb": Level("bitsandbytes", "nf4", 4, ("int4-quanto", "int8-quanto"), compiles=True),
     "int8-bnb": Level("bitsandbytes", "int8", 8, ("int8-quanto", "int8-torchao")),
 }
 
