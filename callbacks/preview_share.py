@@ -210,7 +210,8 @@ class Share:
                 line.files.setdefault(model, []).append(self.path(model, stem))
         step = self.trainer.global_step
         heads = {name: MODELS[name] + (f", step {step}" if name != "base" else "") for name in self.plan.shown}
-        path = save_image(grid(list(lines.values()), heads), self.folder / "grid.png")
+        picture = grid(list(lines.values()), heads)
+        path = save_image(picture, self.folder / "grid.png", self._recipe_of_all())
         root = self.trainer.default_root_dir
         images = [events.Image(path=events.within(path, root), model="both")]
         for model in sorted(self.plan.shown, key=["raw", "ema", "base"].index):
@@ -220,6 +221,14 @@ class Share:
                     where = events.within(own, root)
                     images.append(events.Image(path=where, model=kind, prompt=picture.prompt, seed=picture.seed))
         events.emit(self.trainer, events.ValidationImages(step=step, images=tuple(images)))
+
+    def _recipe_of_all(self) -> str:
+        """The recipes of the images in the grid, by the path of each."""
+        root, found = self.trainer.default_root_dir, {}
+        for path in (self.path(model, stem) for model in self.plan.shown for stem, _ in self.plan.pictures):
+            with contextlib.suppress(DreamlitError, OSError, ValueError):  # an image that is not there stays blank
+                found[events.within(path, root)] = json.loads(recipe_text(path))
+        return json.dumps({"grid": found})
 
 
 def step_folder(trainer: Trainer) -> pathlib.Path:

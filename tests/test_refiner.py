@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import pathlib
+import shutil
 
 import diffusers
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import Callback
 from PIL import Image
 
 from dreamlit.errors import ModelError
@@ -127,6 +129,25 @@ def test_previews_refine_the_photos_that_are_trained_on(tmp_path, folder, capsys
     assert np.array_equal(photo, np.asarray(Image.open(photos / "p0.png")))
     recipe = json.loads(Image.open(shown / "000-00.png").info["dreamlit"])
     assert (recipe["prompt"], recipe["photo"], recipe["strength"]) == (PROMPT, "000.png", 0.2)
+
+
+class Unplugged(Callback):
+    """The disk with the photos goes away once the training has begun."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+
+    def on_train_batch_end(self, *args: object) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def test_previews_need_the_photos_only_at_the_start(tmp_path, folder):
+    photos = write_photos(tmp_path / "photos", [(64, 64)] * 2)
+    config = refining(tmp_path / "run", folder, photos, "ValidationPreview", prompts=["none"], steps=5, every_n_steps=1)
+    unplugged = {"class_path": "tests.test_refiner.Unplugged", "init_args": {"folder": str(photos)}}
+    config["trainer"]["callbacks"].insert(0, unplugged)
+    root = fit(merged(config, {"trainer.max_steps": 2}))
+    assert not photos.exists() and (root / "previews" / "step-000002" / "grid.png").is_file()
 
 
 def test_what_draws_from_prompts_alone_is_refused_before_the_model_loads(tmp_path, folder, capsys):
