@@ -14,7 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from dreamlit import events
 from dreamlit.callbacks.ema import EMA, average_for
-from dreamlit.callbacks.preview_share import MODELS, Made, Plan, Share, refined_photos, step_folder
+from dreamlit.callbacks.preview_share import MODELS, Made, Plan, Share, gathered, refined_photos, step_folder
 from dreamlit.errors import CombinationError, ConfigError, DreamlitError, Faults
 from dreamlit.observing import untouched
 from dreamlit.previewing import Picture, Sampling, as_image, draw, parse_size, seed_faults, size_faults
@@ -299,17 +299,6 @@ class ValidationPreview(Callback):
 
     def _warn(self, trainer: Trainer, what: str) -> None:
         events.warned(trainer, f"ValidationPreview: {what}; the run goes on. Later failures are only counted")
-
-
-def gathered(trainer: Trainer, own: tuple[Any, Any]) -> tuple[list[Any], list[Any]]:
-    """Both values of all ranks, in their order; every rank must call it."""
-    if trainer.world_size == 1:
-        return [own[0]], [own[1]]
-    import torch
-
-    ranks: list[Any] = [None] * trainer.world_size
-    torch.distributed.all_gather_object(ranks, own)
-    return [rank[0] for rank in ranks], [rank[1] for rank in ranks]
 
 
 @contextlib.contextmanager

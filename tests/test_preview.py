@@ -360,6 +360,17 @@ def test_failing_previews_are_one_warning_and_a_counter(tmp_path, tiny_sd_model,
     assert (tmp_path / "run" / "run.safetensors").is_file()
 
 
+def test_images_in_the_making_that_cannot_be_shown_cost_no_image(tmp_path, tiny_sd_model, photos, monkeypatch):
+    options = {"validation_preview": True, "validation_preview_steps": 1, "models": ["raw"]}
+    module, preview, trainer = prepared(tmp_path, tiny_sd_model, photos, **options)
+    monkeypatch.setattr("dreamlit.callbacks.preview_share.Share._stream", failing)
+    with pytest.warns(UserWarning, match="is not whole.*no memory left"):
+        preview._preview(trainer, module)
+    assert {path.name for path in previews(tmp_path / "run", "step-000001").rglob("*.png")} == {
+        "000-00.png", "001-00.png", "grid.png",
+    }  # fmt: skip
+
+
 def test_an_image_that_cannot_be_written_leaves_nothing_behind(tmp_path, monkeypatch):
     def full(self, file, **options):
         file.write_bytes(b"half of it")
