@@ -13,7 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from dreamlit import events
 from dreamlit.callbacks.checkpoint import checkpoint_folder, export_all, run_name
 from dreamlit.callbacks.scores import Scores
-from dreamlit.errors import CombinationError, ConfigError, Faults, nearest
+from dreamlit.errors import CheckpointError, CombinationError, ConfigError, Faults, nearest
 from dreamlit.scoring import HIGHER_IS_BETTER, crowding, front
 
 DEFAULT = ("subject_fidelity", "prompt_fidelity", "preservation")
@@ -58,8 +58,30 @@ class BestOf(Callback):
         scorers = [callback for callback in callbacks if isinstance(callback, Scores)]
         if len(scorers) != 1:
             raise CombinationError(f"BestOf chooses by one Scores among the callbacks; found {len(scorers)}")
+        self._check_scores(scorers[0].expected(trainer))
         if self._on_scores not in scorers[0].listeners:
             scorers[0].listeners.append(self._on_scores)
+
+    def _check_scores(self, expected: dict[str, set[str]]) -> None:
+        """Refuses to wait for scores that never come. `expected` is empty where `Scores` itself has a fault to tell."""
+        if not expected:
+            return
+        faults = Faults("BestOf would keep nothing", CombinationError)
+        if self.model not in expected:
+            faults.add(
+                f"model is {self.model!r}, which ValidationPreview does not show (it shows {', '.join(expected)}); "
+                "ema needs an EMA with preview in its use_for"
+            )
+        else:
+            for name in self.scores or []:
+                if name not in expected[self.model]:
+                    there = ", ".join(sorted(expected[self.model]))
+                    faults.add(
+                        f"scores has {name!r}, which this run does not get ({there}): clip_i needs clip and dino, "
+                        "prompt_fidelity clip, diversity two seeds, preservation and class_diversity a prompt without "
+                        "the subject"
+                    )
+        faults.raise_if_any()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """A resumed run goes on with what it has kept; a step whose checkpoint is gone is no longer one of them."""
@@ -89,16 +111,34 @@ class BestOf(Callback):
         path, failure = checkpoint_of(trainer, step), None
         saved = checkpoint_folder(trainer) / path.name
         if not trainer.strategy.broadcast(saved.is_file()):
-            trainer.save_checkpoint(path)
-        if trainer.is_global_zero:
+            failure = self._save(trainer, path)
+        if trainer.is_global_zero and not failure:
             try:
                 self._keep(trainer, module, step, chosen, saved)
-            except OSError as error:
+            except Exception as error:
                 failure = f"{type(error).__name__}: {error}"
         if failure:
             self.failures += 1
             if self.failures == 1:
-                events.warned(trainer, f"BestOf: step {step} could not be kept ({failure}); the run goes on")
+                events.warned(
+                    trainer,
+                    f"BestOf: step {step} could not be kept ({failure}); the run goes on. Later failures are only "
+                    "counted",
+                )
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.failures > 1:
+            events.warned(trainer, f"BestOf: {self.failures} steps could not be kept")
+
+    @staticmethod
+    def _save(trainer: Trainer, path: pathlib.Path) -> str | None:
+        """Saves a checkpoint; returns why it could not be written, on the first rank."""
+        try:
+            trainer.save_checkpoint(path)
+        except CheckpointError as error:  # only the first rank writes; the others wait for it behind that
+            trainer.strategy.barrier("Trainer.save_checkpoint")
+            return str(error)
+        return None
 
     def _choice(
         self, trainer: Trainer, step: int, scores: dict[str, dict[str, Any]]
@@ -106,14 +146,8 @@ class BestOf(Callback):
         """The new front, if `step` is on it."""
         of = scores.get(self.model, {})
         names = [name for name in self.scores or DEFAULT if name in of]
-        if missing := [name for name in self.scores or [] if name not in of]:
-            if of:
-                events.warned(
-                    trainer, f"BestOf: this run has no score {', '.join(missing)}, so step {step} is not compared"
-                )
-            return None
-        if not names:
-            return None
+        if not names or (self.scores and len(names) < len(self.scores)):
+            return None  # not all images could be made, which was told
         candidates = {**self._front, step: {name: of[name] for name in names}}
         candidates = {at: of for at, of in candidates.items() if all(name in of for name in names)}
         kept = {at: candidates[at] for at in front(candidates, names)}
@@ -132,10 +166,10 @@ class BestOf(Callback):
             partial = path.with_name(f".{path.name}.partial")
             partial.unlink(missing_ok=True)
             try:
-                os.link(saved, partial)  # no second copy on disk; the run's own may go later
-            except OSError:
-                shutil.copyfile(saved, partial)
-            os.replace(partial, path)
+                link_or_copy(saved, partial)
+                os.replace(partial, path)
+            finally:
+                partial.unlink(missing_ok=True)
         export_all(trainer, module, folder, f"{run_name(trainer)}-step-{step:06d}")
         beaten = self._front.keys() - chosen.keys()
         self._front = chosen
@@ -155,6 +189,14 @@ def folder_of(trainer: Trainer) -> pathlib.Path:
 
 def checkpoint_of(trainer: Trainer, step: int) -> pathlib.Path:
     return folder_of(trainer) / f"step-{step:06d}.ckpt"
+
+
+def link_or_copy(file: pathlib.Path, to: pathlib.Path) -> None:
+    """The same file under a second name; a copy where the disk cannot do that."""
+    try:
+        os.link(file, to)  # no second copy on disk; the run's own may go later
+    except OSError:
+        shutil.copyfile(file, to)
 
 
 def remove(folder: pathlib.Path, name: str, step: int) -> None:

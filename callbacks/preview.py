@@ -14,7 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from dreamlit import events
 from dreamlit.callbacks.ema import EMA, average_for
-from dreamlit.callbacks.preview_share import MODELS, Made, Plan, Share, refined_photos, step_folder
+from dreamlit.callbacks.preview_share import MODELS, Made, Plan, Share, gathered, refined_photos, step_folder
 from dreamlit.errors import CombinationError, ConfigError, DreamlitError, Faults
 from dreamlit.observing import untouched
 from dreamlit.previewing import Picture, Sampling, as_image, draw, parse_size, seed_faults, size_faults
@@ -85,7 +85,9 @@ class ValidationPreview(Callback):
         self.previews = 0
         """Previews that were begun."""
         self.listeners: list[Callable[[Trainer, LightningModule, Made], None]] = []
-        """Called after each preview, on every rank; what fails there is a warning."""
+        """Called after each preview, on every rank; what fails there is one warning."""
+        self.listener_failures = 0
+        self._planned: list[tuple[str, Picture]] = []
         faults = Faults("ValidationPreview cannot make previews with these options", ConfigError)
         with collected(faults):
             self.prompts = all_prompts(prompts, library, subject)
@@ -160,6 +162,7 @@ class ValidationPreview(Callback):
             strength = pl_module.family.call_options().get("strength")
             at = f" at strength {strength}" if strength else ""
             print(f"previews: prompts and sizes are ignored; they are made of photos of the datasets{at}")
+        self._planned = self._pictures(pl_module)  # once: photos of the datasets may be out of reach later
         self._rehearse(trainer, pl_module)
         if trainer.fast_dev_run:  # pyright: ignore[reportAttributeAccessIssue]
             return
@@ -190,13 +193,17 @@ class ValidationPreview(Callback):
             events.warned(
                 trainer, f"ValidationPreview: {self.failures} of {self.previews} previews could not be made in full"
             )
+        if self.listener_failures > 1 and trainer.is_global_zero:
+            events.warned(
+                trainer, f"ValidationPreview: who looks at the previews failed {self.listener_failures} times"
+            )
 
     def _is_due(self, step: int) -> bool:
         return self.every_n_steps is not None and step > 0 and step % self.every_n_steps == 0
 
     def cost(self, trainer: Trainer, module: Any) -> str:
         """What the previews cost, in forwards of the denoiser on one image, as a line for the user."""
-        pictures, shown = len(self._pictures(module)), self._shown(trainer, expected=True)
+        pictures, shown = len(self._planned), self.shown(trainer, expected=True)
         trained = [name for name in shown if name != "base"]
         each = pictures * self.sampling.forwards(module.family)
         when = [f"every {self.every_n_steps} steps"] if self.every_n_steps else []
@@ -218,7 +225,7 @@ class ValidationPreview(Callback):
             for number, (size, seed) in enumerate((size, seed) for size in self.sizes for seed in seeds)
         ]
 
-    def _shown(self, trainer: Trainer, expected: bool = False) -> list[str]:
+    def shown(self, trainer: Trainer, expected: bool = False) -> list[str]:
         """The models of a preview; the average from its first update on, or where it is `expected`."""
         callbacks: list[Any] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
         kept = any(isinstance(c, EMA) and "preview" in c.use_for for c in callbacks)
@@ -231,7 +238,7 @@ class ValidationPreview(Callback):
         Raises:
             DreamlitError: a setting is wrong; any other failure is a warning, as in a preview.
         """
-        picture = min((p for _, p in self._pictures(module)), key=lambda p: (p.width or 0) * (p.height or 0))
+        picture = min((p for _, p in self._planned), key=lambda p: (p.width or 0) * (p.height or 0))
         try:
             with untouched(module), trainer.precision_plugin.predict_step_context():
                 self._draw_one(module, picture)
@@ -257,7 +264,7 @@ class ValidationPreview(Callback):
         """Makes one preview: each rank its share, and the first one the grid. All come through, whatever fails."""
         self.previews += 1
         self._shown_step = trainer.global_step
-        plan = Plan(self._pictures(module), self._shown(trainer), self.sampling, self.batch_size, self.stream_every)
+        plan = Plan(self._planned, self.shown(trainer), self.sampling, self.batch_size, self.stream_every)
         share = Share(plan, trainer, module)
         if trainer.is_global_zero:
             shutil.rmtree(share.folder, ignore_errors=True)  # of the same step, before the run went back
@@ -283,8 +290,9 @@ class ValidationPreview(Callback):
             try:
                 listener(trainer, module, share.made())
             except Exception as error:
-                reason = f"{type(error).__name__}: {error}"
-                events.warned(trainer, f"ValidationPreview: who looks at the previews failed ({reason})")
+                self.listener_failures += 1
+                if self.listener_failures == 1:
+                    self._warn(trainer, f"who looks at the previews failed ({type(error).__name__}: {error})")
 
     def _failed(self, trainer: Trainer, what: str) -> None:
         self.failures += 1
@@ -293,17 +301,6 @@ class ValidationPreview(Callback):
 
     def _warn(self, trainer: Trainer, what: str) -> None:
         events.warned(trainer, f"ValidationPreview: {what}; the run goes on. Later failures are only counted")
-
-
-def gathered(trainer: Trainer, own: tuple[Any, Any]) -> tuple[list[Any], list[Any]]:
-    """Both values of all ranks, in their order; every rank must call it."""
-    if trainer.world_size == 1:
-        return [own[0]], [own[1]]
-    import torch
-
-    ranks: list[Any] = [None] * trainer.world_size
-    torch.distributed.all_gather_object(ranks, own)
-    return [rank[0] for rank in ranks], [rank[1] for rank in ranks]
 
 
 @contextlib.contextmanager

@@ -98,6 +98,7 @@ class Share:
         self.folder = step_folder(trainer)
         self.told: list[events.PreviewStep] = []
         """What was emitted here, where on other ranks nobody hears it."""
+        self._blind: Exception | None = None  # why images in the making cannot be shown
 
     def path(self, model: str, stem: str) -> pathlib.Path:
         return (self.previews if model == "base" else self.folder) / model / f"{stem}.png"
@@ -134,6 +135,8 @@ class Share:
                     with self._weights_of(model) as pipeline:
                         self._draw_model(model, pipeline, pictures, advance)
                     del pipeline
+        if self._blind:
+            raise self._blind  # only now: the images themselves are there
 
     def _is_there(self, stem: str, picture: Picture) -> bool:
         """Whether an earlier preview has made this image of the base model with the same recipe."""
@@ -165,11 +168,20 @@ class Share:
         stems = {picture: stem for stem, picture in pictures}
         if self.plan.stream_every:
             decode = self.module.family.quick_decoder(self.module.device)
-            watch = lambda drawn, number, x0: self._stream(model, stems, decode, drawn, number, x0)  # noqa: E731
+            watch = lambda drawn, number, x0: self._try_stream(model, stems, decode, drawn, number, x0)  # noqa: E731
         wanted = [picture for _, picture in pictures]
         for picture, image in draw(pipeline, wanted, self.plan.sampling, batch_size=self.plan.batch_size, watch=watch):
             save_image(image, self.path(model, stems[picture]), self._recipe(picture, facts))
             advance(1)
+
+    def _try_stream(self, *what: Any) -> None:
+        """Shows images in the making until that fails once, which must not cost the images."""
+        if self._blind:
+            return
+        try:
+            self._stream(*what)
+        except Exception as error:
+            self._blind = error
 
     def _stream(
         self,
@@ -212,7 +224,8 @@ class Share:
                 line.files.setdefault(model, []).append(self.path(model, stem))
         step = self.trainer.global_step
         heads = {name: MODELS[name] + (f", step {step}" if name != "base" else "") for name in self.plan.shown}
-        path = save_image(grid(list(lines.values()), heads), self.folder / "grid.png")
+        picture = grid(list(lines.values()), heads)
+        path = save_image(picture, self.folder / "grid.png", self._recipe_of_all())
         root = self.trainer.default_root_dir
         images = [events.Image(path=events.within(path, root), model="both")]
         for model in sorted(self.plan.shown, key=["raw", "ema", "base"].index):
@@ -223,6 +236,25 @@ class Share:
                     images.append(events.Image(path=where, model=kind, prompt=picture.prompt, seed=picture.seed))
         events.emit(self.trainer, events.ValidationImages(step=step, images=tuple(images)))
 
+    def _recipe_of_all(self) -> str:
+        """The recipes of the images in the grid, by the path of each."""
+        root, found = self.trainer.default_root_dir, {}
+        for path in (self.path(model, stem) for model in self.plan.shown for stem, _ in self.plan.pictures):
+            with contextlib.suppress(DreamlitError, OSError, ValueError):  # an image that is not there stays blank
+                found[events.within(path, root)] = json.loads(recipe_text(path))
+        return json.dumps({"grid": found})
+
 
 def step_folder(trainer: Trainer) -> pathlib.Path:
     return pathlib.Path(trainer.default_root_dir) / "previews" / f"step-{trainer.global_step:06d}"
+
+
+def gathered(trainer: Trainer, own: tuple[Any, Any]) -> tuple[list[Any], list[Any]]:
+    """Both values of all ranks, in their order; every rank must call it."""
+    if trainer.world_size == 1:
+        return [own[0]], [own[1]]
+    import torch
+
+    ranks: list[Any] = [None] * trainer.world_size
+    torch.distributed.all_gather_object(ranks, own)
+    return [rank[0] for rank in ranks], [rank[1] for rank in ranks]

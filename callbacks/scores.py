@@ -13,6 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from dreamlit import events
 from dreamlit.callbacks.checkpoint import run_name
 from dreamlit.callbacks.preview import Made, ValidationPreview
+from dreamlit.datamodules.fills import progress_bar
 from dreamlit.errors import CombinationError, ConfigError, DataError, Faults, ModelError
 from dreamlit.previewing import prompt_faults
 from dreamlit.scoring import HIGHER_IS_BETTER, Drawn, Photos, Scorer, Wording
@@ -152,6 +153,23 @@ class Scores(Callback):
         except (ModelError, DataError) as error:
             yield str(error)
 
+    def expected(self, trainer: Trainer) -> dict[str, set[str]]:
+        """The scores that each shown model gets when all its images are there; {} where nothing can be scored at all.
+
+        Known from the options alone, before anything loads.
+        """
+        previews = previews_of(trainer)
+        subject = self.subject or (previews[0].subject if previews else None)
+        if len(previews) != 1 or not subject:
+            return {}
+        of_subject = [subject in prompt for prompt in previews[0].prompts]
+        names = {"subject_fidelity": any(of_subject), "clip_i": any(of_subject) and self.clip and self.dino}
+        names |= {"prompt_fidelity": any(of_subject) and self.clip, "preservation": not all(of_subject)}
+        repeated = len(previews[0].sizes) * len(previews[0].seeds or [0]) > 1
+        names |= {"diversity": any(of_subject) and repeated, "class_diversity": not all(of_subject) and repeated}
+        found = {name for name, there in names.items() if there}
+        return dict.fromkeys(previews[0].shown(trainer, expected=True), found)
+
     # scoring ------------------------------------------------------------------------------------------------------
 
     def _on_preview(self, trainer: Trainer, module: LightningModule, made: Made) -> None:
@@ -182,9 +200,12 @@ class Scores(Callback):
             if self.device == "model":
                 for encoder in self._scorer.encoders:
                     stack.enter_context(encoder.on(module.device))
-            for model in made.shown:
-                drawn = [Drawn(prompt, path, told) for prompt, path, told in made.images(model)]
-                found[model] = self._of_model(model, drawn, limit)
+            drawn = {model: [Drawn(*image) for image in made.images(model)] for model in made.shown}
+            total, bar = sum(map(len, drawn.values())), trainer.progress_bar_callback is not None
+            advance = stack.enter_context(progress_bar("scoring previews", total, bar and total > 0))
+            for model, images in drawn.items():
+                found[model] = self._of_model(model, images, limit)
+                advance(len(images))
         return found
 
     def _of_model(self, model: str, drawn: list[Drawn], limit: float | None) -> dict[str, Any]:

@@ -20,8 +20,11 @@ def save_image(image: Image, path: pathlib.Path, recipe: str = "") -> pathlib.Pa
     if recipe:
         info.add_text("dreamlit", recipe)
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    image.save(partial, format="PNG", pnginfo=info)
-    os.replace(partial, path)
+    try:
+        image.save(partial, format="PNG", pnginfo=info)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
     return path
 
 

@@ -228,7 +228,9 @@ def guarded(logger: Logger, give_up: bool = True) -> Logger:
     if hasattr(kind, "experiment"):
         opened = bearing(kind, "experiment", failures)
         members["experiment"] = property(lambda self: Nothing() if (found := opened(self)) is None else found)
-    logger.__class__ = type(kind.__name__, (kind,), {"__module__": kind.__module__, **members})
+    # As Python names classes made in a function: by its short name a configuration then still finds the one it means.
+    own = {"__module__": kind.__module__, "__qualname__": f"guarded.<locals>.{kind.__name__}"}
+    logger.__class__ = type(kind.__name__, (kind,), {**own, **members})
     return logger
 
 

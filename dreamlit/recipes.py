@@ -47,6 +47,9 @@ def read_recipe(path: pathlib.Path) -> Recipe:
     except ValueError as error:
         raise DataError(f"{path}: its recipe cannot be read ({error})") from error
     content = content if isinstance(content, dict) else {}
+    if isinstance(content.get("grid"), dict):
+        images = ", ".join(sorted(content["grid"])[:3])
+        raise DataError(f"{path} is a grid of {len(content['grid'])} images; give one of them, such as {images}")
     faults = Faults(f"the recipe in {path} cannot be used", ConfigError)
     for name in NEEDED:
         if name not in content:

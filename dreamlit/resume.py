@@ -50,8 +50,10 @@ MAY_CHANGE = (
 """Keys that a resumed run may change: more steps, the learning rate, logging, callbacks, where and on what it runs."""
 
 
-CALLBACKS_THAT_TRAIN = ("ScheduledSampling",)
-"""Callbacks whose options decide what is trained on; a resumed run may change all others."""
+CALLBACKS_THAT_TRAIN = ("ScheduledSampling", "PriorControl")
+"""Callbacks whose options decide what is learned: to add, change or leave out one makes another run of it."""
+OPTIONS_THAT_AVERAGE = ("EMA.decay", "EMA.sigma_rel", "EMA.update_every_n_steps")
+"""Options that decide what the average of a run is, where it has one before and after; all others may change."""
 NEVER_CHANGE = ("model.optimizer.class_path", "model.adapter.class_path")
 
 
@@ -157,14 +159,20 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def training_callbacks(config: dict[str, Any]) -> dict[str, Any]:
-    """The options of the callbacks that train, as dotted keys: {"ScheduledSampling.probability": 0.5}."""
+def callback_options(config: dict[str, Any]) -> dict[str, Any]:
+    """The options of the callbacks, as dotted keys: {"ScheduledSampling.probability": 0.5}."""
     found: dict[str, Any] = {}
     for callback in config.get("trainer", {}).get("callbacks") or []:
-        name = str(callback.get("class_path", "")).rpartition(".")[2] if isinstance(callback, dict) else ""
-        if name in CALLBACKS_THAT_TRAIN:
+        if isinstance(callback, dict):
+            name = str(callback.get("class_path", "")).rpartition(".")[2]
             found.update(flatten(callback.get("init_args") or {}, f"{name}."))
     return found
+
+
+def decisive(mine: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """Of the options of one run's callbacks those that must be the same in the `other` run."""
+    averages = OPTIONS_THAT_AVERAGE if any(key.partition(".")[0] == "EMA" for key in other) else ()
+    return {k: value for k, value in mine.items() if k.partition(".")[0] in CALLBACKS_THAT_TRAIN or k in averages}
 
 
 def compare_configs(path: pathlib.Path, config: dict[str, Any], allowed: list[str]) -> list[str]:
@@ -184,7 +192,8 @@ def compare_configs(path: pathlib.Path, config: dict[str, Any], allowed: list[st
     checkpoint = read_checkpoint(path)
     refuse_to_branch(path, checkpoint["global_step"], pathlib.Path(config["trainer"]["default_root_dir"]))
     saved = yaml.safe_load(checkpoint["dreamlit"]["config"])
-    before, now = ({**flatten(each), **training_callbacks(each)} for each in (saved, config))
+    then, today = callback_options(saved), callback_options(config)
+    before, now = {**flatten(saved), **decisive(then, today)}, {**flatten(config), **decisive(today, then)}
     refused = Faults(f"{path} was made by another configuration", CheckpointError)
     lines = []
     for key in sorted(before.keys() | now.keys()):

@@ -30,9 +30,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(partial, target)
-        except OSError as error:
+        except (OSError, RuntimeError) as error:
+            # On a full disk torch ends with an error of its own, in whose context the disk's stands.
+            cause = error.__context__ if isinstance(error.__context__, OSError) else error
             raise CheckpointError(
-                f"the checkpoint {target} could not be written: {error}; the older ones are whole"
+                f"the checkpoint {target} could not be written: {cause}; the older ones are whole"
             ) from error
         finally:
             partial.unlink(missing_ok=True)

@@ -1,6 +1,7 @@
 """The live page: what it tells of a run, and that a resume, a long history or a missing file tell the truth."""
 
 import functools
+import itertools
 import json
 import re
 import threading
@@ -9,8 +10,9 @@ import pytest
 from PIL import Image
 
 from dreamlit.event_schema import schema
-from dreamlit.live import curves, feed
+from dreamlit.live import curves, feed, files
 from dreamlit.live import server as servers
+from dreamlit.live.curves import read_rows
 from dreamlit.live.feed import Place
 from dreamlit.live.files import RunFolder
 from dreamlit.live.stream import View
@@ -60,11 +62,14 @@ def test_lines_that_are_no_record_are_counted_and_a_line_that_is_still_written_w
     first = emit(root, "run", step=0, stage="started", of=4)
     with (root / "events.jsonl").open("ab") as file:
         file.write(b'{"version": 1, "run": "d\n\xff\xfe\x00\n[1, 2]\n{"event": "status"}\n' + b"[" * 100_000 + b"\n")
-        file.write(json.dumps({**first, "number": 1, "data": {"step": 2, "loss": float("nan")}}).encode() + b"\n")
+        file.write(
+            json.dumps({**first, "number": 1, "data": {**first["data"], "step": 2, "loss": float("nan")}}).encode()
+            + b"\n"
+        )
         file.write(b'{"version": 1, "half')  # killed here; the next fit goes on behind it
     second = emit(root, "run", step=2, stage="started", of=4)
     with (root / "events.jsonl").open("ab") as file:
-        file.write(json.dumps({**second, "data": {"step": 3}}).encode())
+        file.write(json.dumps({**second, "data": {**second["data"], "step": 3}}).encode())
     messages = told(root)
     assert [record["data"]["step"] for record in records(messages)] == [0, 2, 2]
     assert records(messages)[1]["data"]["loss"] is None, "a browser cannot read NaN"
@@ -73,6 +78,29 @@ def test_lines_that_are_no_record_are_counted_and_a_line_that_is_still_written_w
         file.write(b"\n")
     last = [place for event, _, place in messages if event == "record"][-1]
     assert [record["data"]["step"] for record in records(told(root, Place.of(last)))] == [3]
+
+
+@pytest.mark.parametrize(
+    ("event", "data"),
+    [
+        ("status", {"of": None, "loss": "0.5", "steps_per_s": 1.0, "left_s": None}),
+        ("run", {"stage": 3, "of": 4}),
+        ("images", {"images": [None]}),
+        ("images", {"images": {"path": "previews/a.png", "model": "both"}}),
+        ("scores", {"scores": {"subject_fidelity": 0.5}}),
+        ("checkpoint", {"path": "a.ckpt", "adapters": "a.safetensors"}),
+        ("preview", {"prompt": {}, "seed": 1, "sampler_step": 5, "of": 20}),
+        ("warning", {}),
+    ],
+)
+def test_an_event_of_another_shape_than_documented_is_left_out_and_counted(tmp_path, event, data):
+    root = tmp_path / "dog"
+    emit(root, event, step=1, **data)
+    emit(root, "warning", step=2, message="behind it")
+    emit(root, "of a later version", step=3)
+    messages = told(root)
+    assert [record["data"]["step"] for record in records(messages)] == [2, 3]
+    assert [data["lines"] for name, data, _ in messages if name == "broken"] == [1]
 
 
 def test_another_file_of_events_is_read_from_its_beginning(root):
@@ -183,6 +211,21 @@ def test_a_resume_replaces_the_part_of_the_curve_that_it_does_again(tmp_path):
     drawn = {name: [*map(tuple, points)] for name, points in View(RunFolder(tmp_path)).curves()["loss"].items()}
     assert drawn["loss"] == [*((step, 1.0) for step in range(1, 7)), (7, 2.0), (8, 3.0), (9, 3.0)]
     assert drawn["loss/val"] == [(5, 0.5)] and drawn["loss/val-ema"] == [(5, 0.25)]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv"])
+def test_of_an_endless_log_parts_are_read_from_its_beginning_to_its_end(tmp_path, monkeypatch, kind):
+    log(tmp_path, "logs", range(5000), loss=float)
+    if kind == "csv":
+        (tmp_path / "logs/metrics.jsonl").unlink()
+        rows = "".join(f"{step + 1:.1f},{step}\n" for step in range(5000))
+        (tmp_path / "logs/metrics.csv").write_text(f"loss,step\n{rows}")
+    monkeypatch.setattr(files, "MOST_BYTES", 16_000)
+    monkeypatch.setattr(files, "PARTS", 16)
+    points = read_rows(RunFolder(tmp_path)).series["loss"]
+    assert all(step == loss for step, loss in points) and points == sorted(set(points))
+    assert points[0][0] == 1 and points[-1][0] == 5000 and 100 < len(points) < 2000
+    assert max(after[0] - before[0] for before, after in itertools.pairwise(points)) < 2 * 5000 / 16
 
 
 def test_a_table_alone_gives_the_curves_too(tmp_path):

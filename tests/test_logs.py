@@ -10,6 +10,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import types
 import warnings
 import zlib
 
@@ -196,6 +197,59 @@ def test_a_logger_whose_package_is_missing_is_an_error_with_the_command(base, tm
         pytest.skip("wandb is installed here")
     assert run("fit", merged(base, {"trainer.logger": value, "trainer.default_root_dir": str(tmp_path / "run")})) == 2
     assert "pip install wandb" in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+class FakeRun:
+    """As far as Lightning's logger asks for it: keeps the rows, or is a server that is down."""
+
+    def __init__(self, rows):
+        self.rows = rows
+        self.config = types.SimpleNamespace(update=lambda *args, **kwargs: None)
+
+    def define_metric(self, *args, **kwargs):
+        pass
+
+    def log(self, row):
+        if self.rows is None:
+            raise ConnectionError("the server is down")
+        self.rows.append(row)
+
+
+@pytest.fixture
+def wandb(monkeypatch):
+    """A module that stands for an installed wandb; `rows` are what its run got, None: its server is down."""
+    given = types.SimpleNamespace(asked=[], rows=[])
+    module, lib, run_module = (types.ModuleType(name) for name in ("wandb", "wandb.sdk.lib", "wandb.wandb_run"))
+    module.__dict__.update(run=None, init=lambda **asked: given.asked.append(asked) or FakeRun(given.rows))
+    module.__dict__["require"] = lambda *args: None
+    lib.__dict__["RunDisabled"] = type("RunDisabled", (), {})
+    run_module.__dict__["Run"] = FakeRun
+    for name, one in {"wandb": module, "wandb.sdk.lib": lib, "wandb.wandb_run": run_module}.items():
+        monkeypatch.setitem(sys.modules, name, one)
+    monkeypatch.setitem(sys.modules, "wandb.sdk", types.ModuleType("wandb.sdk"))
+    monkeypatch.setattr("lightning.pytorch.loggers.wandb._WANDB_AVAILABLE", True)
+    return given
+
+
+def test_wandb_gets_the_numbers_of_the_files_where_it_is_installed(base, plain, tmp_path, wandb):
+    logger = {"class_path": "WandbLogger", "init_args": {"project": "dogs", "save_dir": str(tmp_path / "wandb")}}
+    root = fit(merged(base, {"trainer.default_root_dir": str(tmp_path / "run"), "trainer.logger": logger}))
+    assert [asked["project"] for asked in wandb.asked] == ["dogs"]
+    said = lines(root / "logs" / "metrics.jsonl")
+    assert [(row["trainer/global_step"], row["loss"]) for row in wandb.rows if "loss" in row] == [
+        (row["step"], row["loss"]) for row in said
+    ]
+    assert not list(root.rglob("events.out*"))
+    assert_same_state(checkpoint(root, 4)["state_dict"], checkpoint(plain, 4)["state_dict"])
+
+
+def test_a_wandb_whose_server_is_down_is_a_warning(base, plain, tmp_path, wandb):
+    wandb.rows = None
+    logger = {"class_path": "WandbLogger", "init_args": {"save_dir": str(tmp_path / "wandb")}}
+    with pytest.warns(UserWarning, match="WandbLogger failed in log_metrics.*the server is down") as caught:
+        root = fit(merged(base, {"trainer.default_root_dir": str(tmp_path / "run"), "trainer.logger": logger}))
+    assert len([one for one in caught if "WandbLogger failed" in str(one.message)]) == 2  # the first, and how often
+    assert_same_state(checkpoint(root, 4)["state_dict"], checkpoint(plain, 4)["state_dict"])
 
 
 def test_commands_that_measure_nothing_have_no_logs(base, tmp_path):

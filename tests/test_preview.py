@@ -176,6 +176,15 @@ def told(root):
     return [json.loads(line) for line in (root / "events.jsonl").read_text().splitlines()]
 
 
+def test_the_grid_has_the_recipe_of_each_of_its_images_inside(done):
+    path = previews(done.root, "step-000002", "grid.png")
+    inside = recipe(path)["grid"]
+    shown = [*previews(done.root, "step-000002").glob("*/*.png"), *previews(done.root, "base").glob("*.png")]
+    assert inside == {image.relative_to(done.root).as_posix(): recipe(image) for image in shown}
+    with pytest.raises(DataError, match=r"a grid of 12 images; give one of them, such as previews/base/000-00.png"):
+        read_recipe(path)
+
+
 def test_images_in_the_making_are_told_in_order_and_lie_on_disk(done):
     events = [record["data"] for record in told(done.root) if record["event"] == "preview"]
     made = 4 * (1 + 1 + 2 + 2)  # the base once, raw at three steps, its average at two
@@ -294,7 +303,9 @@ def prepared(tmp_path, model, photos, **options):
         "progress_bar_callback": None,
     }
     trainer = types.SimpleNamespace(**fixed, strategy=types.SimpleNamespace(barrier=lambda name: None))
-    return module, ValidationPreview(**{**QUICK, **options}), trainer
+    preview = ValidationPreview(**{**QUICK, **options})
+    preview._planned = preview._pictures(module)
+    return module, preview, trainer
 
 
 @pytest.mark.parametrize(("cycles", "loaded"), [(50, True), (4, False)])
@@ -342,6 +353,28 @@ def test_failing_previews_are_one_warning_and_a_counter(tmp_path, tiny_sd_model,
     lines = [str(warning.message) for warning in caught if "ValidationPreview" in str(warning.message)]
     assert len(lines) == 2 and "no memory left" in lines[0] and "2 of 2 previews" in lines[1]
     assert (tmp_path / "run" / "run.safetensors").is_file()
+
+
+def test_images_in_the_making_that_cannot_be_shown_cost_no_image(tmp_path, tiny_sd_model, photos, monkeypatch):
+    options = {"validation_preview": True, "validation_preview_steps": 1, "models": ["raw"]}
+    module, preview, trainer = prepared(tmp_path, tiny_sd_model, photos, **options)
+    monkeypatch.setattr("dreamlit.callbacks.preview_share.Share._stream", failing)
+    with pytest.warns(UserWarning, match="is not whole.*no memory left"):
+        preview._preview(trainer, module)
+    assert {path.name for path in previews(tmp_path / "run", "step-000001").rglob("*.png")} == {
+        "000-00.png", "001-00.png", "grid.png",
+    }  # fmt: skip
+
+
+def test_an_image_that_cannot_be_written_leaves_nothing_behind(tmp_path, monkeypatch):
+    def full(self, file, **options):
+        file.write_bytes(b"half of it")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    with pytest.raises(OSError, match="no space"):
+        save_image(Image.new("RGB", (8, 8)), tmp_path / "image.png")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_failing_rehearsal_shows_at_once_and_a_wrong_setting_ends_the_run(
@@ -413,8 +446,12 @@ def test_who_listens_hears_of_every_image_and_may_fail(tmp_path, tiny_sd_model, 
     preview.listeners += [failing, lambda trainer, module, made: heard.append(made)]
     with pytest.warns(UserWarning, match="who looks at the previews failed.*no memory left"):
         preview._preview(trainer, module)
-    ((prompt, path, told), _) = heard[0].images("raw")
-    assert (heard[0].step, heard[0].shown, prompt) == (1, ("raw",), "a photo of sks dog")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        preview._preview(trainer, module)
+    assert preview.listener_failures == 2
+    ((prompt, path, told), _) = heard[1].images("raw")
+    assert (heard[1].step, heard[1].shown, prompt) == (1, ("raw",), "a photo of sks dog")
     assert told == "previews/step-000001/raw/000-00.png" and path == tmp_path / "run" / told and path.is_file()
 
 

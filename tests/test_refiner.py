@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import pathlib
+import shutil
 
 import diffusers
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import Callback
 from PIL import Image
 
 from dreamlit.errors import ModelError
@@ -143,6 +145,25 @@ def test_its_whole_denoiser_can_be_trained(tmp_path, folder):
     trained, base = (diffusers.UNet2DConditionModel.from_pretrained(path) for path in (root / "run", folder / "unet"))
     moved = [not torch.equal(one, two) for one, two in zip(trained.parameters(), base.parameters(), strict=True)]
     assert all(value.isfinite().all() for value in trained.parameters()) and sum(moved) > len(moved) / 2
+
+
+class Unplugged(Callback):
+    """The disk with the photos goes away once the training has begun."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+
+    def on_train_batch_end(self, *args: object) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def test_previews_need_the_photos_only_at_the_start(tmp_path, folder):
+    photos = write_photos(tmp_path / "photos", [(64, 64)] * 2)
+    config = refining(tmp_path / "run", folder, photos, "ValidationPreview", prompts=["none"], steps=5, every_n_steps=1)
+    unplugged = {"class_path": "tests.test_refiner.Unplugged", "init_args": {"folder": str(photos)}}
+    config["trainer"]["callbacks"].insert(0, unplugged)
+    root = fit(merged(config, {"trainer.max_steps": 2}))
+    assert not photos.exists() and (root / "previews" / "step-000002" / "grid.png").is_file()
 
 
 def test_what_draws_from_prompts_alone_is_refused_before_the_model_loads(tmp_path, folder, capsys):

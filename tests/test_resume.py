@@ -1,12 +1,15 @@
 """A resumed run is the uninterrupted run, bit for bit; and what may differ on resume is compared, not guessed."""
 
 import pathlib
+import subprocess
+import sys
 
 import pytest
 import torch
+import yaml
 
 from dreamlit.errors import CheckpointError
-from dreamlit.resume import refuse_to_overwrite
+from dreamlit.resume import compare_configs, refuse_to_overwrite
 from recorder import rows
 from runs import assert_same_state, base_config, checkpoint, fit, merged, regularisation, run, write_photos
 
@@ -132,6 +135,33 @@ def test_a_resume_with_another_rollout_is_refused_and_one_with_another_onlooker_
     fit(merged(longer, with_rollout(2, {"class_path": "EventLog"})), "--ckpt_path", "last")
 
 
+@pytest.mark.parametrize(
+    ("before", "now", "key"),
+    [
+        ([("PriorControl", {"target": 0.1})], [("PriorControl", {"target": 0.2})], "PriorControl.target"),
+        ([("PriorControl", {"target": 0.1})], [], "PriorControl.target"),
+        ([], [("PriorControl", {"target": 0.1})], "PriorControl.target"),
+        ([("EMA", {"decay": 0.9})], [("EMA", {"decay": 0.99})], "EMA.decay"),
+        ([("EMA", {})], [("EMA", {"update_every_n_steps": 2})], "EMA.update_every_n_steps"),
+        ([("EMA", {"decay": 0.9, "device": "cpu"})], [("EMA", {"decay": 0.9, "device": "model"})], None),
+        ([("EMA", {"decay": 0.9})], [], None),
+        ([], [("EMA", {"decay": 0.9})], None),  # it starts from the weights of the checkpoint, with a warning
+        ([("LivePage", {"port": 1})], [("EventLog", {})], None),
+    ],
+)
+def test_callbacks_that_decide_what_a_run_is_are_compared_by_their_options(tmp_path, monkeypatch, before, now, key):
+    def config(callbacks):
+        named = [{"class_path": f"dreamlit.callbacks.{name}", "init_args": options} for name, options in callbacks]
+        return {"trainer": {"callbacks": named, "default_root_dir": str(tmp_path)}}
+
+    made = {"global_step": 1, "dreamlit": {"config": yaml.safe_dump(config(before))}}
+    monkeypatch.setattr("dreamlit.resume.read_checkpoint", lambda path: made)
+    if key:
+        with pytest.raises(CheckpointError, match=f"allow_changes.*{key}"):
+            compare_configs(tmp_path / "step-000001.ckpt", config(now), [])
+    compare_configs(tmp_path / "step-000001.ckpt", config(now), [key] if key else [])
+
+
 def test_a_changed_photo_is_refused_until_it_is_allowed(tmp_path, tiny_model, capsys):
     folder = write_photos(tmp_path / "photos", [(64, 64)] * 2)
     config = configured(tmp_path, tiny_model, folder, "LoRA", None, "run", **{"trainer.max_steps": 2})
@@ -194,6 +224,23 @@ def test_a_checkpoint_is_small_plain_and_whole(tmp_path, tiny_model, photos, ada
     assert all(t.dtype == torch.float32 for t in content["state_dict"].values())
     assert not list((root / "checkpoints").glob("*.partial"))
     assert not list(root.glob(".preflight-*"))
+
+
+def test_a_full_disk_is_named_and_leaves_no_half_of_a_checkpoint(tmp_path):
+    script = (
+        "import pathlib, resource, sys, torch\n"
+        "from dreamlit.errors import CheckpointError\n"
+        "from dreamlit.trainer import AtomicCheckpointIO\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100000, 100000))\n"
+        "try:\n"
+        "    weights, path = {'weights': torch.zeros(100000)}, pathlib.Path(sys.argv[1]) / 'a.ckpt'\n"
+        "    AtomicCheckpointIO().save_checkpoint(weights, path)\n"
+        "except CheckpointError as error:\n"
+        "    print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True)
+    assert "could not be written: [Errno 27]" in done.stdout, done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_another_optimizer_class_is_refused_even_where_changes_are_allowed(tmp_path, tiny_model, photos, capsys):

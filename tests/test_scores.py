@@ -6,6 +6,8 @@ import math
 import random
 import re
 import statistics
+import subprocess
+import sys
 import types
 
 import numpy as np
@@ -17,11 +19,12 @@ from dreamlit.callbacks.best_of import BestOf
 from dreamlit.callbacks.scores import Scores
 from dreamlit.curves import score_figure
 from dreamlit.encoders import ImageEncoder
-from dreamlit.errors import ConfigError
+from dreamlit.errors import CheckpointError, ConfigError
 from dreamlit.plots import photo_files, read_photo
 from dreamlit.scoring import HIGHER_IS_BETTER, Drawn, Photos, Scorer, Wording, crowding, front, nearest_photos, summary
 from dreamlit.step_lines import recorded
-from runs import assert_same_state, base_config, checkpoint, fit, merged, run, write_photos
+from dreamlit.trainer import AtomicCheckpointIO
+from runs import assert_same_state, base_config, checkpoint, fit, merged, run, write_config, write_photos
 from tiny_encoders import make_clip, make_dino
 
 PROMPTS = ["a photo of {subject}", "{subject} in the snow", "a photo of a dog"]
@@ -247,6 +250,55 @@ def test_scoring_that_fails_is_one_warning_and_the_run_goes_on(tmp_path, tiny_sd
     assert (root / "run.safetensors").exists() and not (root / "best-of").exists()
 
 
+def test_a_step_that_cannot_be_kept_is_one_warning_and_the_run_goes_on(
+    tmp_path, tiny_sd_model, subject, models, monkeypatch, capsys
+):
+    """The disk is full for what BestOf would keep beside the run's own checkpoints, of which there are fewer."""
+    planned(monkeypatch, [(0.2, 0.3), (0.3, 0.3), (0.4, 0.3)])
+    write = AtomicCheckpointIO.save_checkpoint
+
+    def full(self, checkpoint, path, storage_options=None):
+        if "best-of" in str(path):
+            raise CheckpointError("no space left on device")
+        write(self, checkpoint, path, storage_options)
+
+    monkeypatch.setattr(AtomicCheckpointIO, "save_checkpoint", full)
+    config = configured(tmp_path / "run", tiny_sd_model, subject, {"clip": str(models.clip)}, {})
+    config = without(merged(config, {"checkpoint.every_n_steps": 3, "trainer.enable_progress_bar": True}), "EMA")
+    with pytest.warns(UserWarning, match="step 1 could not be kept.*no space left") as caught:
+        root = fit(config)
+    lines = [str(one.message) for one in caught if "BestOf" in str(one.message)]
+    assert len(lines) == 2 and "2 steps could not be kept" in lines[1]
+    assert list(json.loads((root / "best-of" / "front.json").read_text())["steps"]) == ["3"]  # there is a checkpoint
+    assert "scoring previews" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_two_processes_score_and_keep_together_though_the_first_cannot_write(tmp_path, tiny_sd_model, subject, models):
+    """One image for two, beside a page that the first alone serves. Nobody waits for what was never written."""
+    (tmp_path / "sabotage.py").write_text(
+        "from lightning.pytorch import Callback\nfrom dreamlit.errors import CheckpointError\n"
+        "from dreamlit.trainer import AtomicCheckpointIO\n\nwrite = AtomicCheckpointIO.save_checkpoint\n\n\n"
+        "def full(self, checkpoint, path, storage_options=None):\n"
+        "    if 'best-of' in str(path):\n        raise CheckpointError('no space left')\n"
+        "    write(self, checkpoint, path, storage_options)\n\n\n"
+        "class Sabotage(Callback):\n    def __init__(self):\n        AtomicCheckpointIO.save_checkpoint = full\n"
+    )
+    config = without(configured(tmp_path / "run", tiny_sd_model, subject, {"dino": str(models.dino)}, {}), "EMA")
+    config = merged(config, {"checkpoint.every_n_steps": 2, "trainer.max_steps": 2, "trainer.strategy": "ddp"})
+    config["trainer"]["devices"] = 2
+    config["trainer"]["callbacks"] += [{"class_path": "LivePage"}, {"class_path": "sabotage.Sabotage"}]
+    alone = {"at_start": False, "prompts": PROMPTS[:1], "seeds": [3], "models": ["raw"]}
+    path = write_config(tmp_path / "two.yaml", renamed(config, **alone))
+    command = [sys.executable, "-m", "dreamlit", "fit", "--config", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("live page: http://127.0.0.1:") == 1
+    assert done.stderr.count("step 1 could not be kept (no space left)") == 1
+    assert [line["step"] for line in recorded(tmp_path / "run" / "scores.jsonl")] == [1, 2]
+    assert "2" in json.loads((tmp_path / "run" / "best-of" / "front.json").read_text())["steps"]
+
+
 # before the model loads -----------------------------------------------------------------------------------------------
 
 
@@ -303,6 +355,10 @@ def renamed(config, **options):
     return changed(config, "ValidationPreview", options)
 
 
+def chosen(config, **options):
+    return changed(config, "BestOf", options)
+
+
 def scored(config, **options):
     return changed(config, "Scores", options)
 
@@ -315,6 +371,14 @@ def scored(config, **options):
         (lambda config: renamed(config, prompts=["a cat"], subject=None), "subject is not given"),
         (lambda config: renamed(config, prompts=["{subject}"], subject="sks"), "has no class in it"),
         (lambda config: scored(config, subject="sks cat"), "no prompt .* has the subject 'sks cat'"),
+        (lambda config: chosen(config, scores=["clip_i"]), "scores has 'clip_i', which this run does not get"),
+        (lambda config: renamed(chosen(config, scores=["diversity"]), seeds=[3]), "scores has 'diversity'"),
+        (
+            lambda config: renamed(chosen(config, scores=["preservation"]), prompts=["a photo of {subject}"]),
+            "scores has 'preservation'",
+        ),
+        (lambda config: without(chosen(config, model="ema"), "EMA"), "model is 'ema', which .* does not show .*raw"),
+        (lambda config: renamed(config, models=["base"]), "model is 'raw', which ValidationPreview does not show"),
     ],
 )
 def test_what_does_not_fit_together_is_refused_before_the_model_loads(

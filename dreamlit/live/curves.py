@@ -6,14 +6,13 @@ import contextlib
 import csv
 import dataclasses
 import datetime
-import io
 import json
 import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from dreamlit.events import plain
-from dreamlit.live.files import MOST_BYTES, RunFolder
+from dreamlit.live.files import RunFolder, lines_of
 
 POINTS = 600
 """Points of a curve at most: more than a screen shows."""
@@ -46,7 +45,7 @@ def rows_of(folder: RunFolder, path: str) -> Iterator[dict[str, Any]]:
     if file is None:
         return
     with file:
-        for line in file.read(MOST_BYTES).split(b"\n"):
+        for line in lines_of(file):
             with contextlib.suppress(ValueError, RecursionError):
                 row = plain(json.loads(line))
                 if isinstance(row, dict):
@@ -58,10 +57,9 @@ def table_of(folder: RunFolder, path: str) -> Iterator[dict[str, Any]]:
     file = folder.open(path)
     if file is None:
         return
-    with file:
-        text = file.read(MOST_BYTES).decode("utf-8", "replace").replace("\0", "")
-    with contextlib.suppress(csv.Error):
-        for row in csv.DictReader(io.StringIO(text)):
+    with file, contextlib.suppress(csv.Error):
+        lines = (line.decode("utf-8", "replace").replace("\0", "").rstrip("\r") for line in lines_of(file))
+        for row in csv.DictReader(lines):
             numbers = {name: number_of(value) for name, value in row.items() if name and isinstance(value, str)}
             step = numbers.get("step")
             if step is not None:

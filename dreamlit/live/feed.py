@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import collections.abc
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import re
+import types
+import typing
 import zlib
 from typing import Any
 
-from dreamlit.events import plain
+from dreamlit.events import KINDS, Event, plain
 from dreamlit.live.files import RunFolder
 
 FILE = "events.jsonl"
@@ -107,10 +111,39 @@ def record_of(line: bytes) -> dict[str, Any] | None:
 
 
 def is_record(value: Any) -> bool:
-    """Whether it has what the page reads: who, what, when and where in the run."""
+    """Whether it has what the page reads: who, what, when and where in the run, and what an event of its kind says."""
     kinds = {"fit": str, "number": int, "time": str, "event": str, "level": str, "data": dict}
     right = isinstance(value, dict) and all(isinstance(value.get(name), kind) for name, kind in kinds.items())
-    return right and type(value["data"].get("step")) is int
+    return right and fits(value["data"], KINDS.get(value["event"], Event))  # one of a later version has its step
+
+
+def fits(value: Any, kind: Any) -> bool:
+    """Whether a JSON value is of the kind of a field of an event; what has a default may be missing.
+
+    >>> fits([1, 2], tuple[int, ...]), fits([1, "2"], tuple[int, ...]), fits({"step": None}, Event)
+    (True, False, False)
+    """
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        own = isinstance(value, dict)
+        return own and all(fits(value[name], of) if name in value else may for name, of, may in fields_of(kind))
+    if origin in (typing.Union, types.UnionType):
+        return any(fits(value, one) for one in args)
+    if origin is tuple:
+        return isinstance(value, list) and all(fits(one, args[0]) for one in value)
+    if origin is collections.abc.Mapping:
+        return isinstance(value, dict) and all(fits(one, args[1]) for one in value.values())
+    if origin is typing.Literal:
+        return isinstance(value, str)
+    return type(value) in ((int, float) if kind is float else (kind,))
+
+
+@functools.cache
+def fields_of(kind: Any) -> tuple[tuple[str, Any, bool], ...]:
+    """Name and kind of each field, and whether it has a default."""
+    hints = typing.get_type_hints(kind)
+    fields = dataclasses.fields(kind)
+    return tuple((one.name, hints[one.name], one.default is not dataclasses.MISSING) for one in fields)
 
 
 def thinned(records: list[tuple[Place, dict[str, Any]]]) -> list[tuple[Place, dict[str, Any]]]:

@@ -14,7 +14,9 @@ from typing import Any, BinaryIO
 
 PICTURES = ("previews", "report")
 """Folders whose pictures are shown; others only where an event names them."""
-MOST_BYTES = 64 * 1024 * 1024
+MOST_BYTES = 4 * 1024 * 1024
+"""Of a log that is read again at each change; of a longer one, `PARTS` parts of together this size."""
+PARTS = 64
 MOST_TEXT = 1024 * 1024
 SECRET = re.compile(
     r"^(?P<key>(?P<indent> *)(?:- )*[\"']?(?:\w*_)?(?:secret|token|passw(?:or)?d|api_?key)[\"']?[ ]*:[ ]*)"
@@ -146,6 +148,17 @@ def datasets_of(config: str) -> str:
         if kept or re.match(r"  datasets:", line):
             kept.append(line)
     return "\n".join(kept).rstrip()
+
+
+def lines_of(file: BinaryIO) -> Iterator[bytes]:
+    """The lines of a log; of one that is too long those in parts of it, evenly spread from its beginning to its end."""
+    size, part = file.seek(0, os.SEEK_END), MOST_BYTES // PARTS
+    starts = [number * (size - part) // (PARTS - 1) for number in range(PARTS)] if size > MOST_BYTES else [0]
+    for start in starts:
+        file.seek(start)
+        lines = file.read(part if size > MOST_BYTES else size).split(b"\n")
+        begun, ended = start == 0, size <= MOST_BYTES or start + part >= size
+        yield from lines[0 if begun else 1 : None if ended else -1]  # without those that are cut
 
 
 def recipe_of(file: BinaryIO) -> dict[str, Any]:
