@@ -12,12 +12,16 @@ from PIL import Image
 
 from dreamlit.combinations import data_faults
 from dreamlit.errors import DataError
-from dreamlit.toybox import evidence, evidence_report
+from dreamlit.tokens import ranked, read_vocabularies, verdict
+from dreamlit.toybox import MODEL, evidence, evidence_report, weights_hash
 from dreamlit.toybox.arms import ARMS, Arm, Trial, put
 from dreamlit.training_cli import parts_of
 
 BASE = evidence.quickstart()
 WORK = pathlib.Path("work")
+REPORTED = pathlib.Path(__file__).parents[1] / "docs" / "evidence" / "results.json"
+VERSIONS = {"torch": "2.13.0+cpu", "diffusers": "0.42.1", "lycoris-lora": "4.1.3", "peft": "0.21.2"}
+"""What the reported results were made with."""
 
 
 def config(arm, **other):
@@ -57,6 +61,8 @@ def test_the_reference_arm_is_the_quickstart_with_another_subject():
         ("lokr-no-masks", {"data.datasets."}),
         ("lokr-busy", {"data.datasets.", "model.objective.prior_loss_weight."}),
         ("lokr-short-prompt", {"data.datasets."}),
+        ("lokr-found-word", {"data.datasets."}),
+        ("lokr-common-word", {"data.datasets."}),
     ],
 )
 def test_an_arm_changes_what_it_says_and_nothing_else(arm, keys):
@@ -111,6 +117,37 @@ def test_whatever_decides_a_result_is_in_the_name_of_its_folder():
         Trial(Arm("lokr", "same name", {"data.batch_size": 2}), "nemo", 0, 30).name(BASE, facts),
     }
     assert len(names) == 6 and trial.name(BASE, facts) in names
+
+
+def test_every_reported_result_is_found_again_by_its_name():
+    """A change that renames trials would throw away hours of them."""
+    facts = {"weights": weights_hash(), **VERSIONS}
+    results = json.loads(REPORTED.read_text())
+    for result in results["steps"] + results["time"]:
+        trial = Trial(ARMS[result["arm"]], result["subject"], result["seed"], result["steps"])
+        assert trial.name(BASE, facts) == result["folder"]
+
+
+def test_an_arm_of_another_word_has_it_wherever_the_subject_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(evidence, "write_class_images", lambda *given: None)
+    arm = ARMS["lokr-found-word"]
+    evidence.prepare(tmp_path, ["nemo"], ["lokr", "lokr-busy", "lokr-found-word"])
+    captions = {p.parent.parent.name: p.read_text() for p in tmp_path.glob("*/nemo/nemo-1.txt")}
+    assert captions["photos"].startswith("a photo of sks fish") and captions["busy"].startswith("a photo of sks fish")
+    assert captions[arm.photos].startswith(f"a photo of {arm.word} fish")
+    photos, masks, of_class = config(arm.name)["data"]["datasets"]
+    assert photos["instance_data_dir"] == f"work/{arm.photos}/nemo"
+    assert masks["instance_data_dir"] == f"work/{arm.photos}/nemo_masks"
+    assert of_class == config("lokr")["data"]["datasets"][2]
+    short = Arm("short", "another word, one prompt", captions=False, word=arm.word)
+    prompted = Trial(short, "nemo", 0, 30).config(BASE, WORK)["data"]["datasets"][0]
+    assert prompted["instance_prompt"] == f"a photo of {arm.word} fish"
+
+
+def test_the_found_word_is_what_the_command_lists_first():
+    vocabularies = read_vocabularies(str(MODEL))
+    assert ranked(vocabularies, 3, 5)[0][1] == ARMS["lokr-found-word"].word
+    assert verdict(ARMS["lokr-common-word"].word, vocabularies).startswith("poor")
 
 
 def test_put_sets_and_removes_dotted_keys():
