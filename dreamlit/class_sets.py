@@ -75,7 +75,7 @@ class ClassSet:
 
     def described(self, missing: int) -> str:
         """One line for people."""
-        sizes = ", ".join(f"{number} of {size}" for size, number in self.counts().items())
+        sizes = ", ".join(f"{number} of {size}" for size, number in sorted(self.counts().items()))
         forwards = missing * self.wish.sampling.forwards(self.family)
         return (
             f"class images: {missing} of {self.options.count} are to be drawn ({len(self.wish.prompts)} prompts; "

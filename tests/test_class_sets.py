@@ -94,9 +94,7 @@ def test_a_stopped_run_goes_on_to_the_very_same_pictures(
         return whole(image, path, recipe)
 
     monkeypatch.setattr(class_images, "save_image", stopping)
-    with pytest.raises(BaseException, match="") as stopped:
-        run("prepare", config)
-    assert isinstance(stopped.value, (KeyboardInterrupt, SystemExit))
+    assert run("prepare", config) != 0 and len(pictures(tmp_path / "cache")) < 10
     monkeypatch.setattr(class_images, "save_image", whole)
     assert run("prepare", config) == 0
     assert pictures(tmp_path / "cache") == pictures(finished.parent / "cache")
@@ -106,7 +104,7 @@ def test_a_plan_says_what_would_be_drawn_and_draws_nothing(tmp_path, tiny_model,
     config = configured(tmp_path / "run", tiny_model, photos)
     assert run("plan", config) == 0
     told = capsys.readouterr().out
-    assert "5 of 5 are to be drawn (2 prompts; 2 of 64x64" in told and "10 forwards" in told
+    assert "5 of 5 are to be drawn (2 prompts; 2 of 64x64, 1 of 64x96, 2 of 96x64)" in told and "10 forwards" in told
     assert not (tmp_path / "cache" / "class-images").exists()
     streams = [line for line in told.splitlines() if "class-images-" in line]
     assert len(streams) >= 3
