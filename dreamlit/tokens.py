@@ -29,8 +29,8 @@ EMBEDDINGS = ("token_embedding.weight", "shared.weight", "embed_tokens.weight", 
 """Ends of the names of tensors that have a row for each token."""
 WHOLE_WORD = {"</w>": str.removesuffix, "\u2581": str.removeprefix, "\u0120": str.removeprefix}
 """How vocabularies mark a word by itself (CLIP; sentencepiece; byte pairs), and how to take the mark off."""
-MEASURED = """moves: by how much a word after "a photo of" moves the denoiser's prediction; 0 is not at all. Score: half of it is now
-the share of the words measured that move it more."""
+MEASURED = """moves: by how much the word moves the denoiser's prediction for a photo of the class; 0 is not at all. Half of the
+score is here the share of the measured words that move it more."""
 GOOD, USABLE = 0.6, 0.45
 CANDIDATES = 50
 """Words that are measured: the best by the vocabularies alone."""
@@ -80,7 +80,7 @@ def main(args: list[str]) -> int:
     parser.add_argument(
         "--measure",
         metavar="CLASS",
-        help="load the model, and rank also by how little a word moves 'a photo of a CLASS'",
+        help="load the model, and rank also by how little words move 'a photo of a CLASS'",
     )
     parser.add_argument(
         "--candidates", type=int, metavar="N", help=f"with --measure: the best N words (default: {CANDIDATES})"
@@ -239,9 +239,7 @@ def verdict(word: str, vocabularies: list[Vocabulary], moved: Mapping[str, float
     told = f"{what}: score {value:.2f}; rarer than {rare} of the words, plainer than {plain}"
     if not moved:
         return told
-    return (
-        f"{told}; moves the prediction by {moved[word]:.3f}, less than {stillness(word, moved):.0%} of those measured"
-    )
+    return f"{told}; moves the prediction by {moved[word]:.3f}, less than {stillness(word, moved):.0%} of the measured"
 
 
 def report(rows: list[tuple[float, str]], vocabularies: list[Vocabulary], moved: Mapping[str, float]) -> None:
