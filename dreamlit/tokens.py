@@ -29,8 +29,8 @@ EMBEDDINGS = ("token_embedding.weight", "shared.weight", "embed_tokens.weight", 
 """Ends of the names of tensors that have a row for each token."""
 WHOLE_WORD = {"</w>": str.removesuffix, "\u2581": str.removeprefix, "\u0120": str.removeprefix}
 """How vocabularies mark a word by itself (CLIP; sentencepiece; byte pairs), and how to take the mark off."""
-MEASURED = """moves: by how much the word moves the denoiser's prediction for a photo of the class; 0 is not at all. Half of the
-score is here the share of the measured words that move it more."""
+MEASURED = """moves: by how much the word moves the denoiser's prediction for a photo of the class; 0 is not at all.
+Half of the score is here the share of the measured words that move it more."""
 GOOD, USABLE = 0.6, 0.45
 CANDIDATES = 50
 """Words that are measured: the best by the vocabularies alone."""

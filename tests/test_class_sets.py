@@ -20,7 +20,7 @@ DRAWN = {"prompt": "a {red|blue} dog", "count": 5, "steps": 1, "batch_size": 2}
 
 def configured(root: pathlib.Path, model: pathlib.Path, photos: pathlib.Path, **changes: Any) -> dict[str, Any]:
     made = merged(base_config(root, model, photos), {"data.aspect_bucket_alignment": 32, "checkpoint.every_n_steps": 2})
-    return merged(made, {"data.class_images": DRAWN, **changes})
+    return merged(made, {"data.class_images": dict(DRAWN), **changes})
 
 
 def pictures(cache: pathlib.Path) -> dict[str, bytes]:
@@ -139,7 +139,7 @@ BAD = {
     "no prompt": ({"data.class_images": {"count": 3}}, "prompt"),
     "probability": ({"data.class_images.probability": 0.0}, "probability is 0.0"),
     "repeats": ({"data.class_images.repeats": -1.0}, "repeats is -1.0"),
-    "unknown key": ({"data.class_images.cuont": 3}, "cuont"),
+    "unknown key": ({"data.class_images.cuont": 3}, "data.class_images has no option 'cuont'; did you mean 'count'"),
     "sampler": ({"data.class_images.sampler": "magic"}, "class_images: sampler is 'magic'"),
     "steps": ({"data.class_images.steps": 0}, "class_images: steps is 0"),
     "weight": ({"model.objective": {"prior_loss_weight": 0.0}}, "data.class_images has no effect"),

@@ -4,7 +4,6 @@ import json
 import shutil
 
 import pytest
-
 from PIL import Image
 
 from dreamlit.cli import main
