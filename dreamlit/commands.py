@@ -46,7 +46,7 @@ def plan(trainer: Any, model: DreamBooth, data: DreamBoothData, preview: str | N
 def stand_in_for_class_images(model: DreamBooth, data: DreamBoothData, folder: pathlib.Path) -> None:
     """Says what of `data.class_images` would be drawn, and puts blank pictures of the same sizes in their place."""
     # The fingerprint of a model on the hub needs its weights, which no plan downloads.
-    missing = data.class_images.count if model.family.files.is_hub else data.class_set.missing
+    missing = data.class_set.options.count if model.family.files.is_hub else data.class_set.missing
     if missing:
         print(data.class_set.described(missing))
         data.class_set = data.class_set.stand_ins(folder)
