@@ -11,6 +11,7 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader
 
 from dreamlit.datamodules.cache import Caches, fill_latents, fill_masks, fill_texts
+from dreamlit.datamodules.class_options import ClassImages
 from dreamlit.datamodules.config import DatasetSpecs, check_folders
 from dreamlit.datamodules.held_out import check_hold_out
 from dreamlit.datamodules.loader import EvalDataset, PlanDataset, PlanLoader, collate
@@ -28,6 +29,7 @@ class DreamBoothData(LightningDataModule):
     Args:
         datasets: List of dataset entries, or the path of a JSON or YAML file with such a list; see docs/datasets.md.
         batch_size: Samples of one forward over all devices (the global batch); a multiple of the number of devices.
+        class_images: Pictures of the class that the base model draws before the run, as regularisation.
         cache_dir: Where latents and text embeddings are kept, unless a dataset entry names its own folder.
         aspect_bucket_alignment: Both sides of a training image are multiples of this many pixels.
         num_workers: Processes that read batches; any number gives the same batches.
@@ -45,6 +47,7 @@ class DreamBoothData(LightningDataModule):
         self,
         datasets: DatasetSpecs,
         batch_size: int = 1,
+        class_images: ClassImages | None = None,
         cache_dir: str = "cache",
         aspect_bucket_alignment: int = 64,
         num_workers: int = 0,
@@ -68,6 +71,7 @@ class DreamBoothData(LightningDataModule):
         check_hold_out(hold_out)
         self.specs = datasets
         self.batch_size = batch_size
+        self.class_images = class_images
         self.cache_dir = pathlib.Path(cache_dir)
         self.alignment = aspect_bucket_alignment
         self.num_workers = num_workers
@@ -79,6 +83,8 @@ class DreamBoothData(LightningDataModule):
         self.seed = seed
         self.progress = True
         """Whether reading photos and filling caches show a bar; the command line sets it."""
+        self.precision = "32-true"
+        """The Trainer's, where none runs; the command line sets it."""
         self.allow_zero_length_dataloader_with_multiple_devices = True  # fewer prompts than ranks is fine
         self._manifest: Manifest | None = None
         self._attached: Any = None
@@ -96,8 +102,26 @@ class DreamBoothData(LightningDataModule):
                 )
             check_folders(self.specs)
             options = {"probe_path": self.cache_dir / "probes.jsonl", "hold_out": self.hold_out}
-            self._manifest = build_manifest(self.specs, self.alignment, self.seed, progress=self.progress, **options)
+            self._manifest = build_manifest(
+                self.all_specs(), self.alignment, self.seed, progress=self.progress, **options
+            )
         return self._manifest
+
+    @functools.cached_property
+    def class_set(self) -> Any:
+        """The pictures of `class_images`: where they lie and what of them is drawn."""
+        return self._module.class_set(self, str(self.trainer.precision) if self.trainer else self.precision)
+
+    def all_specs(self) -> DatasetSpecs:
+        """The datasets, and those of `class_images`. Errors: `DataError` while some of these are not drawn."""
+        if self.class_images is None:
+            return self.specs
+        return DatasetSpecs([*self.specs, *self.class_set.datasets()])
+
+    def make_class_images(self, trainer: Any) -> None:
+        """Draws what is missing of `class_images`, on the Trainer's device and in its precision."""
+        if self.class_images is not None:
+            self.class_set.make(trainer, self.progress)
 
     def plan(self, stride: int) -> Plan:
         return Plan(streams_of(self.manifest(stride)), self.batch_size, self.seed)
@@ -138,6 +162,7 @@ class DreamBoothData(LightningDataModule):
         assert self.trainer is not None
         slice_size(self.batch_size, self.trainer.world_size)
         refuse_dataset_folders(self.trainer.default_root_dir, self.specs, "trainer.default_root_dir")
+        self.make_class_images(self.trainer)
         self.fill_caches(self.trainer.strategy.root_device)
 
     def fill_caches(self, device: Any = "cpu") -> list[Any]:

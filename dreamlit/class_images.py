@@ -11,10 +11,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dreamlit.datamodules.config_entries import ImageDataset
-from dreamlit.datamodules.dreambooth import DreamBoothData
 from dreamlit.errors import ConfigError, DataError, Faults
 from dreamlit.images import save_grid, save_image
-from dreamlit.module import DreamBooth
 from dreamlit.previewing import Picture, Sampling, draw, parse_size, prompt_faults, size_faults
 from dreamlit.prompts import text_faults
 from dreamlit.seeds import address, generator
@@ -23,8 +21,11 @@ from dreamlit.types import Role
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from dreamlit.datamodules.dreambooth import DreamBoothData
     from dreamlit.datamodules.samples import Sample
     from dreamlit.encoders import ImageEncoder
+    from dreamlit.families import Family
+    from dreamlit.module import DreamBooth
 
 RECORD = "class-images.jsonl"
 CHOICE = re.compile(r"\{([^{}]*)\}")
@@ -44,14 +45,20 @@ class Wish:
     sampling: Sampling
 
     def picture(self, index: int) -> Picture:
-        """Every prompt once before any comes again, in another order each time, over all sizes."""
+        """Every prompt, and every size, once before any comes again, each in another order each time."""
+        width, height = self.sizes[self._turn("class-sizes", index, len(self.sizes))]
+        prompt = self.prompts[self._turn("class-prompts", index, len(self.prompts))]
+        return Picture(prompt, address(self.seed, "class-image", index) % 2**31, width, height)
+
+    def _turn(self, purpose: str, index: int, count: int) -> int:
         import torch
 
-        turn, place = divmod(index, len(self.prompts))
-        order = torch.randperm(len(self.prompts), generator=generator(self.seed, "class-prompts", turn))
-        width, height = self.sizes[(index + turn) % len(self.sizes)]
-        seed = address(self.seed, "class-image", index) % 2**31
-        return Picture(self.prompts[int(order[place])], seed, width, height)
+        turn, place = divmod(index, count)
+        return int(torch.randperm(count, generator=generator(self.seed, purpose, turn))[place])
+
+    def file(self, index: int) -> str:
+        """Its name in the folder."""
+        return f"{index:05d}.png"
 
     def described(self) -> dict[str, Any]:
         """All that decides the images, as plain values."""
@@ -113,11 +120,7 @@ def class_images(
     if given.get("dry_run") or len(kept) >= count:
         print("\n".join(f"  {prompt}" for prompt in wish.prompts[:10]))
         return
-    model.family.load("denoiser", device=trainer.strategy.root_device)
-    pipeline = model.family.pipeline(denoiser=model.family.denoiser.eval())
-    judge = judge_of(data, given)
-    with trainer.precision_plugin.predict_step_context():
-        rejected = fill(folder, wish, count, done, pipeline, judge)
+    rejected = draw_missing(trainer, model.family, folder, wish, count, done, judge_of(data, given))
     images = sorted(folder.glob("*.png"))[:64]
     sheet = save_grid(list(opened(images)), folder.with_name(f"{folder.name}-sheet.png"), columns=8)
     print(f"class images: {folder} ({count}, {rejected} rejected, see {RECORD}); {sheet}")
@@ -157,7 +160,8 @@ def subject_samples(data: DreamBoothData) -> list[Sample]:
 
     specs = [spec for spec in data.specs if spec not in data.specs.images or spec in subjects(data)]
     check_folders(specs)
-    return build_manifest(specs, data.alignment, data.seed, progress=False).samples
+    probes = data.cache_dir / "probes.jsonl"
+    return build_manifest(specs, data.alignment, data.seed, progress=False, probe_path=probes).samples
 
 
 def refuse_misfits(model: DreamBooth, wish: Wish, count: int) -> None:
@@ -172,8 +176,10 @@ def refuse_misfits(model: DreamBooth, wish: Wish, count: int) -> None:
     faults.raise_if_any()
 
 
-def read_record(folder: pathlib.Path, wish: Wish) -> list[dict[str, Any]]:
-    """What was drawn here before, in order, up to the first image that is missing.
+def read_record(
+    folder: pathlib.Path, wish: Wish, otherwise: str = "give --output another, empty folder"
+) -> list[dict[str, Any]]:
+    """What was drawn here before, in order, up to the first image that is missing. otherwise: what to do if not.
 
     Raises:
         DataError: when the folder holds something else, or images of another wish.
@@ -181,18 +187,18 @@ def read_record(folder: pathlib.Path, wish: Wish) -> list[dict[str, Any]]:
     path = folder / RECORD
     if not path.is_file():
         if folder.is_dir() and any(folder.iterdir()):
-            raise DataError(f"{folder} holds files that this command did not make; give --output an empty folder")
+            raise DataError(f"{folder} holds files that were not drawn; {otherwise}")
         return []
     try:
         first, *lines = (dict(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines())
         whole = itertools.takewhile(lambda line: not line["kept"] or (folder / line["file"]).is_file(), lines)
         done = list(whole)
     except (ValueError, TypeError, KeyError) as error:
-        raise DataError(f"{path} is damaged ({error!r}); give --output another folder") from None
+        raise DataError(f"{path} is damaged ({error!r}); {otherwise}") from None
     now = wish.described()
     other = [f"{name} {first.get(name)!r} then, {now[name]!r} now" for name in now if first.get(name) != now[name]]
     if other:
-        raise DataError(f"{folder} holds images of other options ({'; '.join(other)}); give --output another folder")
+        raise DataError(f"{folder} holds images of other options ({'; '.join(other)}); {otherwise}")
     return done
 
 
@@ -208,8 +214,31 @@ def judge_of(data: DreamBoothData, given: dict[str, Any]) -> Judge | None:
     return Judge(ImageEncoder(given["encoder"]), photos, given.get("near_duplicate", 0.97), given.get("look_alike"))
 
 
+def draw_missing(
+    trainer: Any,
+    family: Family,
+    folder: pathlib.Path,
+    wish: Wish,
+    count: int,
+    done: list[dict[str, Any]],
+    judge: Judge | None = None,
+    progress: bool = True,
+) -> int:
+    """Loads the base model, in the Trainer's precision on its device, and fills the folder; see `fill`."""
+    family.load("denoiser", device=trainer.strategy.root_device)
+    pipeline = family.pipeline(denoiser=family.denoiser.eval())
+    with trainer.precision_plugin.predict_step_context():
+        return fill(folder, wish, count, done, pipeline, judge, progress)
+
+
 def fill(
-    folder: pathlib.Path, wish: Wish, count: int, done: list[dict[str, Any]], pipeline: Any, judge: Judge | None
+    folder: pathlib.Path,
+    wish: Wish,
+    count: int,
+    done: list[dict[str, Any]],
+    pipeline: Any,
+    judge: Judge | None,
+    progress: bool,
 ) -> int:
     """Draw batch by batch until `count` images are kept; returns how many were rejected.
 
@@ -224,7 +253,7 @@ def fill(
     if judge:
         judge.kept = judge.embed(list(opened([folder / name for name in kept])))
     index, rejected = len(done), len(done) - len(kept)
-    with Progress(transient=True) as bar:
+    with Progress(transient=True, disable=not progress) as bar:
         task = bar.add_task("class images", total=count, completed=len(kept))
         while len(kept) < count:
             if rejected > MOST_REJECTED * count:
@@ -250,8 +279,9 @@ def fill(
 
 def keep(folder: pathlib.Path, index: int, picture: Picture, image: Any, wish: Wish, why: str) -> dict[str, Any]:
     """Write an image with its caption, unless it is rejected; returns its line of the record."""
-    name = f"{index:05d}.png"
+    name = wish.file(index)
     if not why:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).with_suffix(".txt").write_text(picture.prompt + "\n", encoding="utf-8")
         save_image(image, folder / name, json.dumps(wish.sampling.recipe(picture)))
     return {"file": name, "kept": not why, "why": why, "prompt": picture.prompt, "seed": picture.seed, **picture.size}

@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from dreamlit import formats
+from dreamlit.class_sets import class_image_faults
 from dreamlit.datamodules.dreambooth import DreamBoothData
 from dreamlit.datamodules.plan import slice_size
 from dreamlit.errors import CombinationError, Faults, ModelError
@@ -32,7 +33,7 @@ def check_combinations(model: DreamBooth, data: DreamBoothData, trainer: pl.Trai
     """
     faults = Faults("these options do not work together", CombinationError)
     lines = (*precision_faults(model, trainer), *trainer_faults(trainer, training), *data_faults(model, data))
-    for line in (*lines, *evaluation_faults(trainer, data)):
+    for line in (*lines, *class_image_faults(model, data), *evaluation_faults(trainer, data)):
         faults.add(line)
     try:
         written_formats(model.adapter, model.family)
@@ -127,17 +128,18 @@ def data_faults(model: DreamBooth, data: DreamBoothData) -> list[str]:
                 f"data.aspect_bucket_alignment is {data.alignment}; this model needs a multiple of {multiple} pixels"
             )
     objective: Any = model.objective
-    regularisation = any(getattr(spec, "role", None) == Role.REGULARISATION for spec in data.specs)
+    regularisation = data.class_images is not None
+    regularisation |= any(getattr(spec, "role", None) == Role.REGULARISATION for spec in data.specs)
     masked = any(
         getattr(spec, "conditioning_data", None) or getattr(spec, "alpha", None) == "mask" for spec in data.specs
     )
     prompted = any(getattr(spec, "class_prompt", ()) for spec in data.specs)
     if prompted and objective.prior_loss_weight == 0:
         faults.append("class_prompt has no effect with model.objective.prior_loss_weight: 0; remove one of them")
-    held = "a dataset with is_regularisation_data: true or class_prompt"
+    of_class = "data.class_images, or a dataset with is_regularisation_data: true"
     for field, wanted, present, what in (
-        ("prior_loss_weight", 1.0, regularisation or prompted, held),
-        ("prior_target", "base_model", regularisation, "a dataset with is_regularisation_data: true"),
+        ("prior_loss_weight", 1.0, regularisation or prompted, f"{of_class} or class_prompt"),
+        ("prior_target", "base_model", regularisation, of_class),
         ("mask_normalisation", "area", masked, "a dataset with masks (conditioning_data) or alpha: mask"),
         ("unmasked_weight", 0.0, masked, "a dataset with masks (conditioning_data) or alpha: mask"),
         ("unmasked_target", "ignore", masked, "a dataset with masks (conditioning_data) or alpha: mask"),

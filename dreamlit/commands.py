@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
 import pathlib
+import tempfile
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -27,12 +29,30 @@ from dreamlit.seeds import address
 def prepare(trainer: Any, model: DreamBooth, data: DreamBoothData) -> None:
     """Builds all caches and says what was encoded and what was there already."""
     data.attach(model)
+    data.make_class_images(trainer)
     for report in data.fill_caches(trainer.strategy.root_device):
         print(report)
 
 
 def plan(trainer: Any, model: DreamBooth, data: DreamBoothData, preview: str | None) -> None:
     """Prints what is seen when; no model is loaded."""
+    data.attach(model)
+    with contextlib.ExitStack() as until_end:
+        if data.class_images is not None:
+            stand_in_for_class_images(model, data, pathlib.Path(until_end.enter_context(tempfile.TemporaryDirectory())))
+        print_plan(trainer, model, data, preview)
+
+
+def stand_in_for_class_images(model: DreamBooth, data: DreamBoothData, folder: pathlib.Path) -> None:
+    """Says what of `data.class_images` would be drawn, and puts blank pictures of the same sizes in their place."""
+    # The fingerprint of a model on the hub needs its weights, which no plan downloads.
+    missing = data.class_set.options.count if model.family.files.is_hub else data.class_set.missing
+    if missing:
+        print(data.class_set.described(missing))
+        data.class_set = data.class_set.stand_ins(folder)
+
+
+def print_plan(trainer: Any, model: DreamBooth, data: DreamBoothData, preview: str | None) -> None:
     manifest = data.manifest(model.family.stride)
     report = PlanReport(
         manifest,

@@ -50,6 +50,12 @@ class Outputs(LightningModule):
             for format in written_formats(self.adapter, self.family)
         ]
 
+    def class_set(self, data: Any, precision: str) -> Any:
+        """The class images that a run with this data draws for itself (`dreamlit.class_sets.ClassSet`)."""
+        from dreamlit.class_sets import ClassSet
+
+        return ClassSet(self.family, data, precision)
+
     def pipeline(self) -> Any:
         """A diffusers pipeline that samples with the denoiser as it is now, which it puts in evaluation mode."""
         self.eval()  # dropout

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import pathlib
 import re
@@ -14,6 +15,7 @@ from lightning.pytorch.loggers import Logger
 from torch.optim import Optimizer
 
 from dreamlit.adapters import Adapter
+from dreamlit.datamodules.class_options import ClassImages
 from dreamlit.errors import DreamlitError, nearest
 from dreamlit.families import Family
 from dreamlit.layers import read_config
@@ -48,6 +50,9 @@ def explained(message: str, parser: ArgumentParser, words: list[str]) -> str:
         return f"{key}: there is no class {wrong_class[1]!r}; {names}, or the dotted path of a class of your own"
     wrong_option = re.search(r"Option '([\w.]+)' is not accepted", message)
     if wrong_option:
+        if "data.class_images" in message:
+            names = [field.name for field in dataclasses.fields(ClassImages)]
+            return f"data.class_images has no option {wrong_option[1]!r}; {nearest(wrong_option[1], names)}"
         place, class_name = locate(wrong_option[1], words)
         place = place if place in CLASSES else key
         hint = option_hint(wrong_option[1], place, class_name)

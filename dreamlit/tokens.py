@@ -6,9 +6,11 @@ import argparse
 import dataclasses
 import pathlib
 import re
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from dreamlit.errors import ConfigError, ModelError
+from dreamlit.errors import ConfigError, Faults, ModelError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
 EXAMPLES = """examples:
   dreamlit tokens models/sdxl
   dreamlit tokens models/sdxl --judge sks ohwx dog
+  dreamlit tokens models/sdxl --measure dog --device cuda
+  dreamlit tokens models/sdxl --names names.txt --photos photos/rex --encoder models/clip
 """
 NOTES = """rare: share of the words that were merged into the vocabulary before it, which means seen more often.
 plain: share of the words whose embedding is larger or farther from the mean of all, which means that it says more.
@@ -25,7 +29,11 @@ EMBEDDINGS = ("token_embedding.weight", "shared.weight", "embed_tokens.weight", 
 """Ends of the names of tensors that have a row for each token."""
 WHOLE_WORD = {"</w>": str.removesuffix, "\u2581": str.removeprefix, "\u0120": str.removeprefix}
 """How vocabularies mark a word by itself (CLIP; sentencepiece; byte pairs), and how to take the mark off."""
+MEASURED = """moves: by how much the word moves the denoiser's prediction for a photo of the class; 0 is not at all.
+Half of the score is here the share of the measured words that move it more."""
 GOOD, USABLE = 0.6, 0.45
+CANDIDATES = 50
+"""Words that are measured: the best by the vocabularies alone."""
 
 
 @dataclasses.dataclass
@@ -69,23 +77,68 @@ def main(args: list[str]) -> int:
         "--judge", nargs="+", default=[], metavar="WORD", help="say of these words whether they will do"
     )
     parser.add_argument("--count", type=int, default=20, help="words to list (default: %(default)s)")
+    parser.add_argument(
+        "--measure",
+        metavar="CLASS",
+        help="load the model, and rank also by how little words move 'a photo of a CLASS'",
+    )
+    parser.add_argument(
+        "--candidates", type=int, metavar="N", help=f"with --measure: the best N words (default: {CANDIDATES})"
+    )
+    parser.add_argument("--device", help="with --measure: where the model runs, such as cuda (default: cpu)")
+    parser.add_argument("--names", type=pathlib.Path, metavar="FILE", help="rank names, one on each line, instead")
+    parser.add_argument("--photos", type=pathlib.Path, metavar="DIR", help="with --names: what they should be like")
+    parser.add_argument("--encoder", metavar="CLIP", help="with --names: folder or hub id of a CLIP that compares them")
     parser.add_argument("--shortest", type=int, default=3, help="letters at least (default: %(default)s)")
     parser.add_argument("--longest", type=int, default=5, help="letters at most (default: %(default)s)")
     options = parser.parse_args(args[1:])
-    for word in options.judge:
-        if not word.strip() or len(word.split()) != 1:
-            raise ConfigError(f"--judge {word!r}: give single words")
-    if options.count < 1 or not 1 <= options.shortest <= options.longest:
-        raise ConfigError("--count must be at least 1, and --shortest at least 1 and at most --longest")
+    check(options)
     from dreamlit.quiet import quieten
 
     quieten()
     vocabularies = read_vocabularies(options.model)
+    if options.names:
+        report_names(options, vocabularies)
+        return 0
+    rows = ranked(vocabularies, options.shortest, options.longest)
+    moved: dict[str, float] = {}
+    if options.measure:
+        from dreamlit.token_effects import effects
+
+        best = [word for _, word in rows[: options.candidates or CANDIDATES]]
+        words = list(dict.fromkeys([*best, *options.judge]))
+        moved = effects(options.model, options.measure, words, options.device or "cpu")
+        rows = sorted(((score(word, vocabularies, moved), word) for word in best), key=lambda pair: (-pair[0], pair[1]))
     for word in options.judge:
-        print(f"{word}: {verdict(word, vocabularies)}")
+        print(f"{word}: {verdict(word, vocabularies, moved)}")
     if not options.judge:
-        report(ranked(vocabularies, options.shortest, options.longest)[: options.count], vocabularies)
+        report(rows[: options.count], vocabularies, moved)
     return 0
+
+
+def check(options: argparse.Namespace) -> None:
+    """Errors: `ConfigError` with everything that is wrong on the command line."""
+    faults = Faults("these options cannot be used", ConfigError)
+    for word in options.judge:
+        if not word.strip() or len(word.split()) != 1:
+            faults.add(f"--judge {word!r}: give single words")
+    if options.count < 1 or not 1 <= options.shortest <= options.longest:
+        faults.add("--count must be at least 1, and --shortest at least 1 and at most --longest")
+    if options.candidates is not None and options.candidates < 1:
+        faults.add(f"--candidates is {options.candidates}; it must be at least 1")
+    if options.measure is not None and not options.measure.strip():
+        faults.add("--measure is blank; give the subject's class, such as dog")
+    for needed, others in (("measure", ("candidates", "device")), ("names", ("photos", "encoder"))):
+        for other in others:
+            if getattr(options, needed) is None and getattr(options, other) is not None:
+                faults.add(f"--{other} does nothing without --{needed}")
+    if options.names:
+        faults_of_names = [f"--{name}" for name in ("photos", "encoder") if getattr(options, name) is None]
+        if faults_of_names:
+            faults.add(f"--names needs {' and '.join(faults_of_names)}")
+        if options.judge or options.measure:
+            faults.add("--names ranks names by photos alone; leave out --judge and --measure")
+    faults.raise_if_any()
 
 
 def read_vocabularies(model: str) -> list[Vocabulary]:
@@ -160,11 +213,18 @@ def ranked(vocabularies: list[Vocabulary], shortest: int, longest: int) -> list[
     return sorted(((score(word, vocabularies), word) for word in fitting), key=lambda pair: (-pair[0], pair[1]))
 
 
-def score(word: str, vocabularies: list[Vocabulary]) -> float:
-    return sum(vocabulary.score(word) for vocabulary in vocabularies) / len(vocabularies)
+def score(word: str, vocabularies: list[Vocabulary], moved: Mapping[str, float] = MappingProxyType({})) -> float:
+    """From 0 to 1, the better the higher. moved: how far words move the model's prediction, where it was measured."""
+    read = sum(vocabulary.score(word) for vocabulary in vocabularies) / len(vocabularies)
+    return (read + stillness(word, moved)) / 2 if moved else read
 
 
-def verdict(word: str, vocabularies: list[Vocabulary]) -> str:
+def stillness(word: str, moved: Mapping[str, float]) -> float:
+    """The share of the other words that move the prediction more."""
+    return sum(other > moved[word] for other in moved.values()) / max(1, len(moved) - 1)
+
+
+def verdict(word: str, vocabularies: list[Vocabulary], moved: Mapping[str, float] = MappingProxyType({})) -> str:
     """Whether a word will do, and why."""
     split = {v.name: v.pieces(word) for v in vocabularies if len(v.pieces(word)) != 1}
     if split:
@@ -172,15 +232,18 @@ def verdict(word: str, vocabularies: list[Vocabulary]) -> str:
         return f"read in pieces, each with a meaning of its own: {readings}"
     if any(word not in vocabulary.words for vocabulary in vocabularies):
         return "one token, but not a word of small letters by itself; choose one of the list"
-    value = score(word, vocabularies)
+    value = score(word, vocabularies, moved)
     shares = [v.rare[word] for v in vocabularies], [v.plain[word] for v in vocabularies if word in v.plain]
     rare, plain = (f"{sum(found) / len(found):.0%}" if found else "unknown" for found in shares)
     what = "good" if value >= GOOD else "usable" if value >= USABLE else "poor, the model knows it too well"
-    return f"{what}: score {value:.2f}; rarer than {rare} of the words, plainer than {plain}"
+    told = f"{what}: score {value:.2f}; rarer than {rare} of the words, plainer than {plain}"
+    if not moved:
+        return told
+    return f"{told}; moves the prediction by {moved[word]:.3f}, less than {stillness(word, moved):.0%} of the measured"
 
 
-def report(rows: list[tuple[float, str]], vocabularies: list[Vocabulary]) -> None:
-    """Prints a table of words and their ranks in each vocabulary."""
+def report(rows: list[tuple[float, str]], vocabularies: list[Vocabulary], moved: Mapping[str, float]) -> None:
+    """Prints a table of words, their ranks in each vocabulary, and how far they move the model where it was asked."""
     from rich.console import Console
     from rich.table import Table
 
@@ -189,10 +252,27 @@ def report(rows: list[tuple[float, str]], vocabularies: list[Vocabulary]) -> Non
         console.print("no word of such a length is one token in every vocabulary; allow more letters (--longest)")
         return
     table = Table()
-    for heading in ("word", "score", *(f"{v.name}: rare, plain" for v in vocabularies)):
+    for heading in ("word", "score", *(["moves"] if moved else []), *(f"{v.name}: rare, plain" for v in vocabularies)):
         table.add_column(heading, justify="left" if heading == "word" else "right", no_wrap=True)
     for value, word in rows:
         cells = (f"{v.rare[word]:.2f}, {v.plain.get(word, float('nan')):.2f}" for v in vocabularies)
-        table.add_row(word, f"{value:.2f}", *cells)
+        table.add_row(word, f"{value:.2f}", *([f"{moved[word]:.3f}"] if moved else []), *cells)
     console.print(table)
-    console.print(NOTES)
+    console.print(f"{NOTES}\n{MEASURED}" if moved else NOTES)
+
+
+def report_names(options: argparse.Namespace, vocabularies: list[Vocabulary]) -> None:
+    """Prints a table of names, how like the photos they are, and as how many tokens the model reads each."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from dreamlit.name_matches import matched, read_names
+
+    table = Table()
+    for heading in ("name", "like the photos", *(f"{v.name}: tokens" for v in vocabularies)):
+        table.add_column(heading, justify="left" if heading == "name" else "right", no_wrap=True)
+    for cosine, name in matched(read_names(options.names), options.photos, options.encoder)[: options.count]:
+        table.add_row(name, f"{cosine:.3f}", *(str(len(v.pieces(name))) for v in vocabularies))
+    console = Console(width=None if Console().is_terminal else 120)
+    console.print(table)
+    console.print('like the photos: mean cosine of "a photo of NAME" with each of them, by the encoder.')

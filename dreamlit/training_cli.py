@@ -219,6 +219,7 @@ class DreamlitCLI(LightningCLI):
         assert isinstance(self.model, DreamBooth) and isinstance(self.datamodule, DreamBoothData)
         self._dump_config()
         self.datamodule.progress = self.trainer.progress_bar_callback is not None
+        self.datamodule.precision = str(self.trainer.precision)
         self.model.run_facts["config"] = yaml.safe_dump(self.config_dump, sort_keys=True)
         self.model.run_facts["allow_changes"] = list(self._get(self.config_init, "allow_changes"))
         check_combinations(self.model, self.datamodule, self.trainer, training=self.subcommand == "fit")

@@ -113,6 +113,15 @@ def test_every_prompt_comes_once_before_any_comes_again():
     assert {(p.prompt, p.width) for p in map(wish.picture, range(70))} == {(p, w) for p in prompts for w in (64, 96)}
 
 
+@pytest.mark.parametrize("prompts", [1, 2, 3, 5])
+@pytest.mark.parametrize("sizes", [1, 2, 3, 4])
+def test_every_size_comes_as_often_as_any_whatever_their_number(prompts, sizes):
+    named = tuple(f"a dog {number}" for number in range(prompts))
+    wish = Wish(named, tuple((64 + 32 * number, 64) for number in range(sizes)), 0, 2, Sampling())
+    widths = [wish.picture(index).width for index in range(5 * sizes)]
+    assert all(widths.count(64 + 32 * number) == 5 for number in range(sizes))
+
+
 def test_near_duplicates_and_look_alikes_are_rejected(tmp_path):
     paths = [write_photos(tmp_path / str(seed), [(64, 64)], seed=seed) / "p0.png" for seed in range(3)]
     from dreamlit.encoders import ImageEncoder

@@ -12,7 +12,8 @@ from PIL import Image
 
 from dreamlit.combinations import data_faults
 from dreamlit.errors import DataError
-from dreamlit.toybox import evidence, evidence_report
+from dreamlit.tokens import ranked, read_vocabularies, verdict
+from dreamlit.toybox import MODEL, evidence, evidence_report, weights_hash
 from dreamlit.toybox.arms import ARMS, Arm, Trial, put
 from dreamlit.training_cli import parts_of
 
@@ -57,6 +58,8 @@ def test_the_reference_arm_is_the_quickstart_with_another_subject():
         ("lokr-no-masks", {"data.datasets."}),
         ("lokr-busy", {"data.datasets.", "model.objective.prior_loss_weight."}),
         ("lokr-short-prompt", {"data.datasets."}),
+        ("lokr-found-word", {"data.datasets."}),
+        ("lokr-common-word", {"data.datasets."}),
     ],
 )
 def test_an_arm_changes_what_it_says_and_nothing_else(arm, keys):
@@ -111,6 +114,28 @@ def test_whatever_decides_a_result_is_in_the_name_of_its_folder():
         Trial(Arm("lokr", "same name", {"data.batch_size": 2}), "nemo", 0, 30).name(BASE, facts),
     }
     assert len(names) == 6 and trial.name(BASE, facts) in names
+
+
+def test_an_arm_of_another_word_has_it_wherever_the_subject_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(evidence, "write_class_images", lambda *given: None)
+    arm = ARMS["lokr-found-word"]
+    evidence.prepare(tmp_path, ["nemo"], ["lokr", "lokr-busy", "lokr-found-word"])
+    captions = {p.parent.parent.name: p.read_text() for p in tmp_path.glob("*/nemo/nemo-1.txt")}
+    assert captions["photos"].startswith("a photo of sks fish") and captions["busy"].startswith("a photo of sks fish")
+    assert captions[arm.photos].startswith(f"a photo of {arm.word} fish")
+    photos, masks, of_class = config(arm.name)["data"]["datasets"]
+    assert photos["instance_data_dir"] == f"work/{arm.photos}/nemo"
+    assert masks["instance_data_dir"] == f"work/{arm.photos}/nemo_masks"
+    assert of_class == config("lokr")["data"]["datasets"][2]
+    short = Arm("short", "another word, one prompt", captions=False, word=arm.word)
+    prompted = Trial(short, "nemo", 0, 30).config(BASE, WORK)["data"]["datasets"][0]
+    assert prompted["instance_prompt"] == f"a photo of {arm.word} fish"
+
+
+def test_the_found_word_is_what_the_command_lists_first():
+    vocabularies = read_vocabularies(str(MODEL))
+    assert ranked(vocabularies, 3, 5)[0][1] == ARMS["lokr-found-word"].word
+    assert verdict(ARMS["lokr-common-word"].word, vocabularies).startswith("poor")
 
 
 def test_put_sets_and_removes_dotted_keys():
@@ -209,7 +234,7 @@ def test_a_report_is_extended_without_running_again_what_it_holds(tmp_path, monk
         return result("lokr", "nemo", 0, photos_similarity=0.8) | {"folder": name}
 
     monkeypatch.setattr(evidence, "run_trial", run_trial)
-    monkeypatch.setattr(evidence, "prepare", lambda work, subjects: None)
+    monkeypatch.setattr(evidence, "prepare", lambda work, subjects, arms: None)
     words = [
         "--work",
         str(tmp_path / "there"),
@@ -231,8 +256,9 @@ def test_a_report_is_extended_without_running_again_what_it_holds(tmp_path, monk
 
 def test_the_shipped_results_are_those_of_the_arms_as_they_are():
     """Else the bench would run them again, and the tables would tell of other arms."""
-    report = pathlib.Path("docs/evidence")
+    report = pathlib.Path(__file__).parents[1] / "docs" / "evidence"
     made_with = json.loads((report / "results.json").read_text())["made_with"]
+    assert made_with["weights"] == weights_hash()
     for name, one in evidence_report.results_of(report).items():
         trial = Trial(ARMS[one["arm"]], one["subject"], one["seed"], one["steps"])
         assert trial.name(evidence.quickstart(), made_with) == name

@@ -28,9 +28,17 @@ class Arm:
     """A class prompt on the photos."""
     busy: bool = False
     """The five photos all have the same brick wall behind the subject, as a hasty photographer's have."""
+    word: str = TOKEN
+    """The subject's name, in captions and in the prompts that are scored."""
     trained: bool = True
     against: str = "lokr"
     """The arm that it is compared with: the one that differs in nothing else."""
+
+    @property
+    def photos(self) -> str:
+        """The folder of its photos, in the bench's: by what is on them and what their captions call it."""
+        kind = "busy" if self.busy else "photos"
+        return kind if self.word == TOKEN else f"{kind}-{self.word}"
 
 
 def _adapter(name: str, lr: float, **options: Any) -> dict[str, Any]:
@@ -50,6 +58,10 @@ def _callback(name: str, **options: Any) -> dict[str, Any]:
 
 ROLLOUT = {"max_step_offset": 2, "probability": 0.5}
 CONSTANT = {"model.lr_scheduler": "constant_with_warmup"}
+FOUND = "two"
+"""The first word that `dreamlit tokens dreamlit/toybox/weights/model` lists (score 0.98; sks has 0.68)."""
+COMMON = "red"
+"""A colour of the captions that the base model was trained with (score 0.24)."""
 LR = 1e-3
 """The quickstart's learning rate."""
 ARMS: dict[str, Arm] = {
@@ -101,6 +113,13 @@ ARMS: dict[str, Arm] = {
             busy=True,
             against="lokr-busy",
         ),
+        Arm("lokr-found-word", f"LoKr, the subject's word is {FOUND!r}, the pick of `dreamlit tokens`", word=FOUND),
+        Arm(
+            "lokr-common-word",
+            f"LoKr, the subject's word is {COMMON!r}, which the base knows well",
+            word=COMMON,
+            against="lokr-found-word",
+        ),
         Arm("lokr-lr-low", "LoKr at a third of the learning rate", _lokr(LR / 3)),
         Arm("lokr-lr-high", "LoKr at three times the learning rate", _lokr(LR * 3)),
         Arm("lokr-ema", "the average of LoKr's weights", _callback("EMA", decay=0.99)),
@@ -146,11 +165,11 @@ class Trial:
         """The configuration that `dreamlit fit` gets. base: the quickstart's; work: the bench's folder."""
         config: dict[str, Any] = copy.deepcopy(dict(base))
         kind = SUBJECTS[self.subject].individual.kind
-        photos = work / ("busy" if self.arm.busy else "photos")
+        photos = work / self.arm.photos
         subject, masks, of_class = config["data"]["datasets"]
         subject["instance_data_dir"] = str(photos / self.subject)
         if not self.arm.captions:
-            subject |= {"caption_strategy": "instanceprompt", "instance_prompt": f"a photo of {TOKEN} {kind}"}
+            subject |= {"caption_strategy": "instanceprompt", "instance_prompt": f"a photo of {self.arm.word} {kind}"}
         if self.arm.class_prompt:
             subject["class_prompt"] = f"a photo of a {kind}"
         masks["instance_data_dir"] = str(photos / f"{self.subject}_masks")

@@ -51,12 +51,13 @@ def facts() -> dict[str, Any]:
     return {"weights": weights_hash(), **versions}
 
 
-def prepare(work: pathlib.Path, subjects: list[str]) -> None:
-    """Photos (on five places, and all on the same), masks and class images."""
+def prepare(work: pathlib.Path, subjects: list[str], arms: list[str]) -> None:
+    """The photos of each arm (on five places, or all on the same; the subject by its word), masks and class images."""
     for name in subjects:
         subject = SUBJECTS[name]
-        write_photos(work / "photos", subject)
-        write_photos(work / "busy", subject, backgrounds=(WALL,) * 5)
+        for arm in {ARMS[arm].photos: ARMS[arm] for arm in arms}.values():
+            backgrounds = (WALL,) * 5 if arm.busy else None
+            write_photos(work / arm.photos, subject, backgrounds=backgrounds, word=arm.word)
         write_class_images(work / "class" / subject.individual.kind, subject, CLASS_IMAGES, 0, False)
 
 
@@ -73,7 +74,13 @@ def run_trial(trial: Trial, name: str, work: pathlib.Path, base: Mapping[str, An
         config = trial.config(base, work)
         config["trainer"]["default_root_dir"] = str(folder / "run")
         (folder / "run.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
-        note = {"arm": trial.arm.name, "subject": trial.subject, "seed": trial.seed, "steps": trial.steps}
+        note = {
+            "arm": trial.arm.name,
+            "subject": trial.subject,
+            "seed": trial.seed,
+            "steps": trial.steps,
+            "word": trial.arm.word,
+        }
         (folder / "trial.json").write_text(json.dumps({**note, "trained": trial.arm.trained}), encoding="utf-8")
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         with (folder / "log.txt").open("w", encoding="utf-8") as log:
@@ -146,7 +153,7 @@ def main(arguments: list[str] | None = None) -> None:
     work = options.work.resolve()
     output = options.output or work / "report"
     reported = {} if options.fresh else results_of(output)
-    prepare(work, options.subjects)
+    prepare(work, options.subjects, names)
     results = run_all(trials, work, options.jobs, reported)
     timed: list[dict[str, Any]] = []
     if options.equal_time:

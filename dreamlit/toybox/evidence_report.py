@@ -149,6 +149,14 @@ def claims(results: Sequence[dict[str, Any]]) -> list[str]:
         lines.append(
             f"Captions beside the photos change subject fidelity by {gains[0]}, right backgrounds by {gains[1]}."
         )
+    if {"lokr-found-word", "lokr-common-word"} <= grouped.keys():
+        pair = "lokr-found-word", "lokr-common-word"
+        scores = "subject_fidelity", "identity", "leak", "world_kept"
+        gains = ", ".join(f"{SCORES[score]} by {told(*paired(results, *pair, score))}" for score in scores)
+        found, common = (ARMS[name].word for name in pair)
+        lines.append(
+            f"The word that `dreamlit tokens` picks ({found}) instead of a common one ({common}) changes {gains}."
+        )
     for busy, place in (("lokr", "five places"), ("lokr-busy", "the same wall behind every photo")):
         if {busy, f"{busy}-no-masks"} <= grouped.keys():
             right, wall = (told(*paired(results, busy, f"{busy}-no-masks", score)) for score in ("background", "wall"))

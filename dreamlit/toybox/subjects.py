@@ -69,11 +69,17 @@ def photographs(subject: Subject, *, backgrounds: tuple[str, ...] | None = None,
 
 
 def write_photos(
-    folder: pathlib.Path, subject: Subject, *, backgrounds: tuple[str, ...] | None = None, seed: int = 0
+    folder: pathlib.Path,
+    subject: Subject,
+    *,
+    backgrounds: tuple[str, ...] | None = None,
+    seed: int = 0,
+    word: str = TOKEN,
 ) -> None:
     """Writes photos, captions, masks and the truth. Files that exist are replaced by the same bytes.
 
     A caption says where the subject is ("a photo of sks robot on grass"), so that the place is not learned with it.
+    word: the subject's name in the captions.
     """
     photos, masks = folder / subject.name, folder / f"{subject.name}_masks"
     photos.mkdir(parents=True, exist_ok=True)
@@ -83,7 +89,7 @@ def write_photos(
         name = f"{subject.name}-{index + 1}.png"
         Image.fromarray(scene.picture).save(photos / name)
         Image.fromarray(scene.mask).save(masks / name)
-        caption = f"a photo of {TOKEN} {subject.individual.kind} {PHRASES[scene.background]}"
+        caption = f"a photo of {word} {subject.individual.kind} {PHRASES[scene.background]}"
         (photos / name).with_suffix(".txt").write_text(caption + "\n", encoding="utf-8")
         notes.append({"file": name, "background": scene.background, "pose": asdict(scene.pose)})
     truth = {"subject": asdict(subject.individual), "photos": notes}

@@ -18,7 +18,7 @@ from dreamlit.toybox.backgrounds import PHRASES
 from dreamlit.toybox.judge import Judge
 from dreamlit.toybox.quality import base_pipeline, prompts, sample
 from dreamlit.toybox.scenes import draw_pose, render
-from dreamlit.toybox.subjects import SUBJECTS, TOKEN, WALL, Subject, photographs
+from dreamlit.toybox.subjects import SUBJECTS, WALL, Subject, photographs
 
 FREE = 12
 """Pictures for which no place is asked."""
@@ -37,7 +37,7 @@ def run(folder: pathlib.Path) -> None:
         dreamlit(["fit", "--config", str(folder / "run.yaml")])
         seconds = time.process_time() - started
         attach(pipeline, folder / "run")
-    scores = evaluate(pipeline, SUBJECTS[trial["subject"]], trial["seed"], folder)
+    scores = evaluate(pipeline, SUBJECTS[trial["subject"]], trial["word"], trial["seed"], folder)
     result = {**trial, "seconds": round(seconds, 1), "scores": scores}
     partial = folder / "result.part"
     partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
@@ -60,7 +60,7 @@ def attach(pipeline: Any, run_folder: pathlib.Path) -> None:
     pipeline.unet = type(pipeline.unet).from_pretrained(run_folder / run_folder.name)
 
 
-def evaluate(pipeline: Any, subject: Subject, seed: int, folder: pathlib.Path) -> dict[str, float]:
+def evaluate(pipeline: Any, subject: Subject, word: str, seed: int, folder: pathlib.Path) -> dict[str, float]:
     """Samples the subject where it was never photographed, its class, and other classes; scores all of it.
 
     subject_fidelity, prompt_fidelity, pres, div: cosines of the toybox's CLIP (`dreamlit.metrics`); photos_similarity,
@@ -75,7 +75,7 @@ def evaluate(pipeline: Any, subject: Subject, seed: int, folder: pathlib.Path) -
     from dreamlit.images import save_grid
 
     kind = subject.individual.kind
-    asked = [(place, f"a photo of {TOKEN} {kind} {PHRASES[place]}") for place in subject.unseen for _ in range(REPEATS)]
+    asked = [(place, f"a photo of {word} {kind} {PHRASES[place]}") for place in subject.unseen for _ in range(REPEATS)]
     of_class = [f"a photo of a {kind} {phrase}" for phrase in PHRASES.values() for _ in range(2)]
     world = [(words, facts) for words, facts in prompts()[::11] if facts["kind"] != kind]
     texts = [words for _, words in asked] + of_class + [words for words, _ in world]
@@ -88,7 +88,7 @@ def evaluate(pipeline: Any, subject: Subject, seed: int, folder: pathlib.Path) -
     encoder, judge = ImageEncoder(str(CLIP)), Judge()
     photos = encoder.embed_images([Image.fromarray(scene.picture) for scene in photographs(subject)])
     made, of_kind = encoder.embed_images(shown), encoder.embed_images(classes)
-    wanted = encoder.embed_texts([words.replace(f"{TOKEN} ", "") for _, words in asked])
+    wanted = encoder.embed_texts([f"a photo of {kind} {PHRASES[place]}" for place, _ in asked])
     drawn = drawings(subject)
     decoded = through_autoencoder(pipeline.vae, drawn)
     answers, one = judge(shown), subject.individual
@@ -108,13 +108,13 @@ def evaluate(pipeline: Any, subject: Subject, seed: int, folder: pathlib.Path) -
         "leak": _share(answer[key] == value for answer in of_classes for key, value in own.items()),
         "class_kept": _share(answer["kind"] == kind for answer in of_classes),
         "world_kept": _share(right),
-        "wall": walls(pipeline, kind, seed, judge),
+        "wall": walls(pipeline, f"{word} {kind}", seed, judge),
     }
 
 
-def walls(pipeline: Any, kind: str, seed: int, judge: Judge) -> float:
+def walls(pipeline: Any, named: str, seed: int, judge: Judge) -> float:
     """Where the model puts the subject when it may choose: the share before the wall of the busy photos."""
-    shown = sample(pipeline, [f"a photo of {TOKEN} {kind}"] * FREE, seed=3000 + seed)
+    shown = sample(pipeline, [f"a photo of {named}"] * FREE, seed=3000 + seed)
     return _share(answer["background"] == WALL for answer in judge(shown))
 
 
