@@ -1,0 +1,351 @@
+"""The arguments of diffusers' DreamBooth scripts, what becomes of each, and a command of theirs as a run."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+from dreamlit.errors import ConfigError, nearest
+from dreamlit.importing import entries, models, previews
+from dreamlit.importing.draft import Draft, Noted
+from dreamlit.importing.reading import Source
+from dreamlit.importing.rules import (
+    Rule,
+    above_zero,
+    each,
+    flag,
+    idle,
+    number,
+    one_of,
+    part,
+    refused,
+    text,
+    to,
+    whole,
+    words,
+)
+
+ATTENTION = ["to_k", "to_q", "to_v", "to_out.0"]
+SCRIPTS: dict[str, tuple[str, str, Any, float]] = {
+    "train_dreambooth.py": ("SD", "full", None, 5e-6),
+    "train_dreambooth_lora.py": ("SD", "lora", ATTENTION, 5e-4),
+    "train_dreambooth_lora_sdxl.py": ("SDXL", "lora", ATTENTION, 1e-4),
+    "train_dreambooth_sd3.py": ("SD3", "full", None, 1e-4),
+    "train_dreambooth_lora_sd3.py": ("SD3", "lora", "attention", 1e-4),
+    "train_dreambooth_flux.py": ("Flux", "full", None, 1e-4),
+    "train_dreambooth_lora_flux.py": (
+        *("Flux", "lora"),
+        [
+            "attn.to_k",
+            "attn.to_q",
+            "attn.to_v",
+            "attn.to_out.0",
+            "attn.add_k_proj",
+            "attn.add_q_proj",
+            "attn.add_v_proj",
+        ]
+        + ["attn.to_add_out", "ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2"],
+        1e-4,
+    ),
+    "train_dreambooth_lora_flux2_klein.py": ("Flux2Klein", "lora", "attention", 1e-4),
+    "train_dreambooth_lora_lumina2.py": ("Lumina2", "lora", ATTENTION, 1e-4),
+    "train_dreambooth_lora_sana.py": ("Sana", "lora", ["to_k", "to_q", "to_v"], 1e-4),
+    "train_dreambooth_lora_qwen_image.py": ("QwenImage", "lora", ATTENTION, 1e-4),
+    "train_dreambooth_lora_z_image.py": ("ZImage", "lora", ATTENTION, 1e-4),
+}
+"""Scripts -> family, what is trained, the layers of a LoRA, and the learning rate that is the default there."""
+ALPHA_OF_ITS_OWN = ("flux", "flux2_klein", "sana", "qwen_image", "z_image")
+"""Endings of the scripts whose lora_alpha is 4 unless it is given; in the others it is the rank."""
+SEVENTY_SEVEN = "texts are read as the pipeline reads them"
+
+MODEL: dict[str, Rule] = {
+    "pretrained_model_name_or_path": part("model", "`model.family.init_args.path`"),
+    "pretrained_vae_model_name_or_path": to("family.vae", text, when="autoencoder"),
+    "revision": to("family.revision", text),
+    "variant": to("family.variant", text),
+    "mixed_precision": part("mixed_precision", "`trainer.precision`, and the family's `dtype`"),
+    "gradient_checkpointing": to("family.gradient_checkpointing", flag),
+    "guidance_scale": to("family.guidance", number, default=3.5, when="flux"),
+    "rank": to("adapter.rank", above_zero, default=4, when="lora"),
+    "lora_alpha": part("alpha", "`model.adapter.init_args.alpha`", when="lora"),
+    "lora_dropout": to("adapter.dropout", number, when="lora"),
+    "lora_layers": to("adapter.targets", words, when="lora"),
+    "lora_blocks": refused("targets may be globs over whole names: transformer_blocks.7.attn.*"),
+    "use_dora": to("adapter.use_dora", flag, when="lora"),
+    "weighting_scheme": to(
+        "objective.timestep_density",
+        one_of("density", {"none": "uniform", "logit_normal": "logit_normal", "mode": "mode"}),
+        when="flow",
+    ),
+    "logit_mean": part("logit_mean", "`model.objective.logit_mean`, where the density has one", when="flow"),
+    "logit_std": part("logit_std", "`model.objective.logit_std`, where the density has one", when="flow"),
+    "mode_scale": part("mode_scale", "`model.objective.mode_scale`, where the density has one", when="flow"),
+    "bnb_quantization_config_path": refused("name the level: model.base_model_precision: nf4-bnb"),
+    "do_fp8_training": refused("weights alone may be in eight bits: model.base_model_precision"),
+}
+LENGTH: dict[str, Rule] = {
+    "seed": to("seed_everything", whole),
+    "output_dir": to("trainer.default_root_dir", text),
+    "max_train_steps": part("steps", "`trainer.max_steps`"),
+    "num_train_epochs": part("epochs", "`trainer.max_epochs`, where no number of steps is given"),
+    "train_batch_size": part("batch", "`data.batch_size`, times the number of processes", default=4),
+    "gradient_accumulation_steps": part("accumulate", "`trainer.accumulate_grad_batches`"),
+    "max_grad_norm": to("trainer.gradient_clip_val", number, default=1.0),
+    "learning_rate": part("rate", "`model.optimizer.init_args.lr`"),
+    "scale_lr": part("scale_lr", "the learning rate, multiplied as it is there"),
+    "lr_scheduler": part("schedule", "`model.lr_scheduler`"),
+    "lr_warmup_steps": part("warmup", "`model.lr_warmup_steps`", default=500),
+    "lr_num_cycles": refused("one cycle is made", 1),
+    "lr_power": refused("the polynomial schedule here has the power 1", 1, 1.0),
+    "optimizer": part("optimizer", "`model.optimizer`"),
+    "use_8bit_adam": part("eight_bit", "`model.optimizer: bitsandbytes.optim.AdamW8bit`"),
+    **{f"adam_{name}": part(f"adam_{name}", "`model.optimizer.init_args`") for name in ("beta1", "beta2", "epsilon")},
+    "adam_weight_decay": part("adam_weight_decay", "`model.optimizer.init_args.weight_decay`"),
+    "checkpointing_steps": to("checkpoint.every_n_steps", above_zero, default=500),
+    "checkpoints_total_limit": part("keep", "`checkpoint.keep`; 0, which keeps all, without it"),
+    "snr_gamma": part("gamma", "`model.objective.snr_gamma`, with `weighting: min_snr`", when="diffusion"),
+    "offset_noise": part("offset", "`model.objective.offset_noise: 0.1`", when="diffusion"),
+    "dataloader_num_workers": to("data.num_workers", whole),
+    "resume_from_checkpoint": idle("said where it is resumed: dreamlit fit --config run.yaml --ckpt_path auto"),
+}
+DATA: dict[str, Rule] = {
+    "instance_data_dir": part("photos", "a dataset's `instance_data_dir`"),
+    "instance_prompt": part("prompt", "its `instance_prompt`"),
+    "repeats": part("repeats", "its `repeats`, one less: 0 is once here"),
+    "caption_dropout": part("dropout", "its `caption_dropout`"),
+    "resolution": part("resolution", "`resolution` in the unit `pixel`, cut to a square"),
+    "center_crop": part("center", "`crop_style`: `center`, or `random` without it"),
+    "with_prior_preservation": part("prior", "a dataset with `is_regularisation_data`, `prior_target: data`"),
+    "class_data_dir": part("class_photos", "its `instance_data_dir`"),
+    "class_prompt": part("class_prompt", "its `instance_prompt`"),
+    "prior_loss_weight": part("prior_weight", "`model.objective.prior_loss_weight`"),
+    "num_class_images": part("class_count", "`dreamlit class-images --count`"),
+    "dataset_name": refused("fetch the photos into a folder: instance_data_dir"),
+    "caption_column": refused("captions are .txt files beside the photos, or caption_strategy jsonl"),
+    "random_flip": refused("photos are trained as they are, cut once"),
+    "use_aspect_ratio_buckets": refused("set crop: false, and each photo keeps its aspect"),
+    **each(
+        idle("it belongs to dataset_name or to buckets"),
+        "dataset_config_name image_column cache_dir aspect_ratio_buckets",
+    ),
+}
+LOOKING: dict[str, Rule] = {
+    "validation_prompt": part("preview", "`ValidationPreview.prompts`"),
+    "num_validation_images": part("preview_count", "`ValidationPreview.seeds`"),
+    "validation_steps": to("callbacks.ValidationPreview.every_n_steps", above_zero),
+    "validation_epochs": part(
+        "preview_epochs", "previews are counted in steps: at the end alone, until every_n_steps is set"
+    ),
+    "final_validation_prompt": part("final_preview", "`ValidationPreview.prompts`"),
+    "validation_images": refused("previews start from prompts, or from photos of the datasets"),
+    "skip_final_inference": idle("ValidationPreview.at_end says whether there is one at the end"),
+    "validation_scheduler": idle("the model's own sampler is taken: ValidationPreview.sampler"),
+    "report_to": part("report_to", "`trainer.logger`"),
+}
+REST: dict[str, Rule] = {
+    "train_text_encoder": refused("text encoders are not trained"),
+    **each(
+        idle("text encoders are not trained"), "text_encoder_lr adam_weight_decay_text_encoder skip_save_text_encoder"
+    ),
+    "do_edm_style_training": refused("the model's own process is trained"),
+    "precondition_outputs": refused("a flow's velocity is predicted, as it is", 0, 1),
+    "class_labels_conditioning": refused("the noise level of DeepFloyd's second stage is told anyway", "timesteps"),
+    "push_to_hub": refused("nothing is uploaded: the exported files are in the run's folder"),
+    **each(idle("it belongs to push_to_hub"), "hub_token hub_model_id"),
+    **each(idle("it belongs to Prodigy"), "prodigy_*"),
+    "output_kohya_format": idle("the layouts of diffusers and kohya are both written"),
+    **each(
+        idle(SEVENTY_SEVEN),
+        "max_sequence_length tokenizer_name tokenizer_max_length text_encoder_use_attention_mask "
+        "complex_human_instruction system_prompt text_encoder_out_layers pretrained_tokenizer_* pretrained_text_encoder_*",
+    ),
+    **each(
+        idle("it is about how the script computes, not what"),
+        "allow_tf32 enable_xformers_memory_efficient_attention set_grads_to_none pre_compute_text_embeddings "
+        "cache_latents prior_generation_precision sample_batch_size local_rank upcast_before_saving offload logging_dir "
+        "enable_npu_flash_attention enable_vae_tiling image_interpolation_mode remote_text_encoder fsdp_text_encoder",
+    ),
+}
+RULES: dict[str, Rule] = {**MODEL, **LENGTH, **DATA, **LOOKING, **REST}
+
+
+def imported(source: Source, datasets: Any) -> Draft:
+    """The run of a command line.
+
+    Raises:
+        ConfigError: when the script is not known here, or says too little.
+    """
+    if source.script not in SCRIPTS:
+        raise ConfigError(f"the script is {source.script!r}; {nearest(source.script, SCRIPTS)}")
+    if datasets is not None:
+        raise ConfigError(f"{datasets}: diffusers' scripts have no dataset file; give the command alone")
+    family, adapter, targets, rate = SCRIPTS[source.script]
+    options = dict(source.options)
+    model = str(options.get("pretrained_model_name_or_path") or "")
+    if not model:
+        raise ConfigError(f"{source.path} names no pretrained_model_name_or_path")
+    if family == "SD" and "IF-I" in model:
+        family = "DeepFloydII" if "IF-II-" in model else "DeepFloydI"
+    draft = Draft("diffusers")
+    draft.facts = models.facts_of(family, adapter, model)
+    draft.apply(RULES, options)
+    precision = models.precision_of(draft.take("mixed_precision", source.launcher.get("mixed_precision", "no")))
+    models.place_model(draft, family, draft.take("model"), precision, source.script)
+    place_adapter(draft, adapter, targets, source.script)
+    place_length(draft, source, family)
+    place_optimizer(draft, rate)
+    place_loss(draft, options)
+    place_photos(draft, source)
+    place_preview(draft)
+    return draft
+
+
+def place_adapter(draft: Draft, adapter: str, targets: Any, script: str) -> None:
+    draft.set("model.adapter.class_path", "LoRA" if adapter == "lora" else "Full", script)
+    alpha = draft.take_number("alpha", number)
+    if adapter != "lora":
+        return
+    ending = script.removeprefix("train_dreambooth_lora_").removesuffix(".py")
+    if alpha is None and ending in ALPHA_OF_ITS_OWN:
+        draft.set("adapter.alpha", 4, "diffusers's default of lora_alpha")
+    elif alpha is not None:
+        draft.set("adapter.alpha", alpha, f"lora_alpha: {alpha}")
+    draft.set("adapter.init", "gaussian", "as the script has it")
+    if "model.adapter.init_args.targets" not in draft.values:
+        draft.set("adapter.targets", targets, "as the script has it")
+
+
+def place_length(draft: Draft, source: Source, family: str) -> None:
+    steps, epochs = draft.take_number("steps", above_zero), draft.take_number("epochs", above_zero, 1)
+    if steps:
+        draft.set("trainer.max_steps", steps, f"max_train_steps: {steps}")
+    else:
+        draft.set("trainer.max_epochs", epochs, f"num_train_epochs: {epochs}")
+    devices, batch = above_zero(source.launcher.get("num_processes") or 1), draft.take_number("batch", above_zero, 4)
+    accumulate = draft.take_number("accumulate", above_zero, 1)
+    if accumulate > 1:
+        draft.set("trainer.accumulate_grad_batches", accumulate, f"gradient_accumulation_steps: {accumulate}")
+    if draft.parts.get("prior"):
+        draft.note(
+            "batches: train_batch_size subject photos and as many class images are one batch there; here all share it"
+        )
+        batch *= 2
+    draft.set("data.batch_size", batch * devices, "train_batch_size" + (f" on {devices} devices" * (devices > 1)))
+    draft.parts["scaled"] = batch * devices * accumulate
+    if devices > 1:
+        draft.set("trainer.devices", devices, f"num_processes: {devices}")
+        draft.set("trainer.strategy", "ddp")
+    if family in models.PIXELS:
+        draft.set("data.aspect_bucket_alignment", 8)
+    keep = draft.take_number("keep", above_zero, 0)
+    draft.set("checkpoint.keep", keep, f"checkpoints_total_limit: {keep or 'none'}")
+    models.place_schedule(draft, draft.take("schedule", "constant"), draft.take_number("warmup", whole, 500))
+
+
+def place_optimizer(draft: Draft, usual: float) -> None:
+    name, rate = str(draft.take("optimizer", "AdamW")), draft.take_number("rate", number, usual)
+    scaled = draft.take("scaled", 1)
+    if draft.take("scale_lr"):
+        rate *= scaled
+        draft.note(f"scale_lr: the learning rate is multiplied by {scaled}, as it is there")
+    known = models.OPTIMIZERS.get(name.lower())
+    if draft.take("eight_bit") and name.lower() == "adamw":
+        known = models.OPTIMIZERS["adamw8bit"]
+    options: dict[str, Any] = {}
+    beta1, beta2 = draft.take_number("adam_beta1", number), draft.take_number("adam_beta2", number)
+    if beta1 is not None or beta2 is not None:
+        options["betas"] = [0.9 if beta1 is None else beta1, 0.999 if beta2 is None else beta2]
+    for option, key in (("adam_weight_decay", "weight_decay"), ("adam_epsilon", "eps")):
+        value = draft.take_number(option, number)
+        if value is not None:
+            options[key] = value
+    models.place_optimizer(draft, name, known, rate, options)
+
+
+def place_loss(draft: Draft, options: dict[str, Any]) -> None:
+    gamma = draft.take_number("gamma", number)
+    if gamma:
+        draft.set("objective.weighting", "min_snr", f"snr_gamma: {gamma}")
+        draft.set("objective.snr_gamma", gamma, f"snr_gamma: {gamma}")
+    if draft.take("offset"):
+        draft.set("objective.offset_noise", 0.1, "offset_noise")
+    scheme = str(options.get("weighting_scheme", ""))
+    for name in ("logit_mean", "logit_std", "mode_scale"):
+        value = draft.take_number(name, number)
+        if value is not None and name.startswith(scheme.partition("_")[0] or "?"):
+            draft.set(f"objective.{name}", value, f"{name}: {value}")
+        elif value is not None:
+            draft.idle[name] = "the density has no such number"
+
+
+def place_photos(draft: Draft, source: Source) -> None:
+    """The subject's photos and those of its class."""
+    photos, prompt = draft.take("photos"), draft.take("prompt")
+    if not photos or not prompt:
+        raise ConfigError(f"{source.path} must have --instance_data_dir and --instance_prompt")
+    side = draft.take_number("resolution", above_zero, 1024 if "sdxl" in source.script else 512)
+    style = "center" if draft.take("center") else "random"
+    sizes = {"resolution": Noted(side, f"resolution: {side}"), "resolution_type": Noted("pixel"), "crop": Noted(True)}
+    sizes["crop_style"] = Noted(style, "center_crop" if style == "center" else "without center_crop")
+    if style == "random":
+        draft.note(
+            "random crop: the place is fixed for each image here, there it is another one in each epoch, or once"
+        )
+    subject = {"id": Noted(entries.unique_id(draft, pathlib.Path(str(photos)).name)), **folder(photos, prompt), **sizes}
+    repeats = draft.take_number("repeats", number, 1)
+    if repeats != 1:
+        subject["repeats"] = Noted(repeats - 1, f"repeats: {repeats}")
+        draft.note("repeats: 1 is once there, 0 is once here")
+    dropout = draft.take_number("dropout", number, 0)
+    if dropout:
+        subject["caption_dropout"] = Noted(dropout, f"caption_dropout: {dropout}")
+    draft.datasets.append(subject)
+    place_class(draft, sizes, source)
+
+
+def folder(path: Any, prompt: Any) -> dict[str, Noted]:
+    where = {"instance_data_dir": Noted(str(path)), "caption_strategy": Noted("instanceprompt")}
+    return {**where, "instance_prompt": Noted(str(prompt))}
+
+
+def place_class(draft: Draft, sizes: dict[str, Noted], source: Source) -> None:
+    wanted, photos, prompt = draft.take("prior"), draft.take("class_photos"), draft.take("class_prompt")
+    weight, count = draft.take_number("prior_weight", number, 1), draft.take_number("class_count", above_zero, 100)
+    if not wanted:
+        for name, value in (("class_data_dir", photos), ("class_prompt", prompt)):
+            if value:
+                draft.idle[name] = "without with_prior_preservation it is not used, there and here"
+        return
+    if not photos or not prompt:
+        raise ConfigError(f"{source.path}: with_prior_preservation needs --class_data_dir and --class_prompt")
+    entry = {"id": Noted(entries.unique_id(draft, pathlib.Path(str(photos)).name)), **folder(photos, prompt), **sizes}
+    draft.datasets.append({**entry, "is_regularisation_data": Noted(True, "with_prior_preservation")})
+    draft.set("objective.prior_target", "data", "the class images themselves, as there")
+    if weight != 1:
+        draft.set("objective.prior_loss_weight", weight, f"prior_loss_weight: {weight}")
+    draft.note(
+        f"class images are not made by fit: dreamlit class-images --config run.yaml --count {count} fills {photos} first. "
+        "prior_target: base_model holds the class better (docs/objective.md)"
+    )
+    draft.note(
+        "prior preservation: there each subject photo has a class image beside it; here each dataset comes by its own "
+        "repeats: probability or repeats make the shares equal"
+    )
+
+
+def place_preview(draft: Draft) -> None:
+    prompts = [str(one) for one in (draft.take("preview"), draft.take("final_preview")) if one]
+    count, epochs = draft.take_number("preview_count", above_zero, 4), draft.take_number("preview_epochs", above_zero)
+    if not prompts:
+        previews.drop(draft, "there is no validation_prompt")
+    else:
+        previews.place(draft, prompts, count=count)
+        if "every_n_steps" not in draft.callbacks[previews.KEY]:
+            draft.set("callbacks.ValidationPreview.every_n_steps", None, f"validation_epochs: {epochs or 50}")
+            draft.note(
+                "validation_epochs: previews are counted in steps here; there is one at the end until you set them"
+            )
+    report = draft.take("report_to", "tensorboard")
+    if report == "wandb":
+        draft.set("trainer.logger", "WandbLogger", "report_to: wandb")
+        draft.note("report_to wandb: needs `pip install wandb`; metrics.csv and metrics.jsonl are written anyway")
