@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import pathlib
+import shutil
 from typing import Any
 
 import pytest
 import yaml
 
 from tests.family_cases import MODELS
-from tests.import_cases import CASES, CLASS, HELD, MASKS, PHOTOS, Case
+from tests.import_cases import CASES, CLASS, FILES, HELD, MASKS, PHOTOS, Case
 from tests.runs import command, write_masks, write_photos
 from tests.tiny_encoders import make_clip
 
@@ -33,11 +34,9 @@ def laid_out(tmp_path, monkeypatch, clip):
     (tmp_path / "models").mkdir()
     os.symlink(clip, tmp_path / "models" / "clip")
 
-    def lay(case: Case) -> tuple[str, ...]:
-        for name, text in case.files.items():
-            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-            (tmp_path / name).write_text(text, encoding="utf-8")
-        return case.args
+    def lay(name: str) -> tuple[str, ...]:
+        shutil.copytree(FILES / name, tmp_path, dirs_exist_ok=True)
+        return CASES[name].args
 
     return lay
 
@@ -71,7 +70,7 @@ def made_small(run: dict[str, Any], case: Case, model: pathlib.Path) -> dict[str
 @pytest.mark.parametrize("name", CASES)
 def test_a_documented_configuration_is_planned_and_trained(name, laid_out, family_folders, capsys):
     case = CASES[name]
-    assert command("import", *laid_out(case), "--output", "imported.yaml") == 0
+    assert command("import", *laid_out(name), "--output", "imported.yaml") == 0
     text = pathlib.Path("imported.yaml").read_text(encoding="utf-8")
     run = yaml.safe_load(text)
     assert {key: value_at(run, key) for key in case.holds} == case.holds

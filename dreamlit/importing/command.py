@@ -23,7 +23,7 @@ EXAMPLES = """examples:
 then look at what is otherwise, and at what would be trained:
   dreamlit plan --config run.yaml
 
-Nothing is loaded, and the files are only read. Secrets stay where they are. docs/import.md says what becomes of each option.
+The files are only read, and nothing else is loaded. Secrets stay where they are. docs/import.md has every option.
 """
 
 
@@ -45,8 +45,8 @@ def main(args: list[str]) -> int:
         print(head, *(f"  - {line}" for line in told), sep="\n", file=sys.stderr)
     used = len(draft.values) + sum(map(len, draft.callbacks.values())) + sum(map(len, draft.datasets))
     print(
-        f"{given.output}: {used} values; {len(draft.unknown)} options unknown, {len(draft.refused)} without a counterpart, "
-        f"{len(draft.idle)} not needed. Next: dreamlit plan --config {given.output}"
+        f"{given.output}: {used} values; {len(draft.unknown)} options unknown, {len(draft.refused)} without a "
+        f"counterpart, {len(draft.idle)} not needed. Next: dreamlit plan --config {given.output}"
     )
     return 0
 
@@ -54,8 +54,8 @@ def main(args: list[str]) -> int:
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         "dreamlit import",
-        description="Turns a configuration of SimpleTuner, of kohya's sd-scripts or of diffusers' DreamBooth scripts into "
-        "a run.yaml, whose comments say where each value comes from, what is otherwise here and what is left out.",
+        description="Turns a configuration of SimpleTuner, of kohya's sd-scripts or of diffusers' DreamBooth scripts "
+        "into a run.yaml, whose comments say where each value comes from, what is otherwise here and what is left out.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -98,15 +98,15 @@ def imported(config: pathlib.Path, datasets: pathlib.Path | None = None, script:
         else f"{config} does not say whose configuration it is: no option"
     )
     raise ConfigError(
-        f"{what} of a trainer that is known here. SimpleTuner's has model_family; of others give the command, or --script "
-        f"with one of {', '.join(scripts)}"
+        f"{what} of a trainer that is known here. SimpleTuner's has model_family; of others give the command, or "
+        f"--script with one of {', '.join(scripts)}"
     )
 
 
 def title(draft: Draft, config: pathlib.Path, datasets: pathlib.Path | None) -> str:
     names = config.name + (f" and {datasets.name}" if datasets else "")
     return (
-        f"Imported from {draft.tool}'s {names} by dreamlit {__version__}. Read what is otherwise, then: dreamlit plan"
+        f"Imported from {names} of {draft.tool}, by dreamlit {__version__}: read what is otherwise, then dreamlit plan"
     )
 
 

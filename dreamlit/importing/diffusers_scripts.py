@@ -26,6 +26,8 @@ from dreamlit.importing.rules import (
 )
 
 ATTENTION = ["to_k", "to_q", "to_v", "to_out.0"]
+JOINT = [f"attn.{name}" for name in (*ATTENTION, "add_k_proj", "add_q_proj", "add_v_proj", "to_add_out")]
+JOINT += ["ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2"]
 SCRIPTS: dict[str, tuple[str, str, Any, float]] = {
     "train_dreambooth.py": ("SD", "full", None, 5e-6),
     "train_dreambooth_lora.py": ("SD", "lora", ATTENTION, 5e-4),
@@ -33,20 +35,7 @@ SCRIPTS: dict[str, tuple[str, str, Any, float]] = {
     "train_dreambooth_sd3.py": ("SD3", "full", None, 1e-4),
     "train_dreambooth_lora_sd3.py": ("SD3", "lora", "attention", 1e-4),
     "train_dreambooth_flux.py": ("Flux", "full", None, 1e-4),
-    "train_dreambooth_lora_flux.py": (
-        *("Flux", "lora"),
-        [
-            "attn.to_k",
-            "attn.to_q",
-            "attn.to_v",
-            "attn.to_out.0",
-            "attn.add_k_proj",
-            "attn.add_q_proj",
-            "attn.add_v_proj",
-        ]
-        + ["attn.to_add_out", "ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2"],
-        1e-4,
-    ),
+    "train_dreambooth_lora_flux.py": ("Flux", "lora", JOINT, 1e-4),
     "train_dreambooth_lora_flux2_klein.py": ("Flux2Klein", "lora", "attention", 1e-4),
     "train_dreambooth_lora_lumina2.py": ("Lumina2", "lora", ATTENTION, 1e-4),
     "train_dreambooth_lora_sana.py": ("Sana", "lora", ["to_k", "to_q", "to_v"], 1e-4),
@@ -103,7 +92,7 @@ LENGTH: dict[str, Rule] = {
     "adam_weight_decay": part("adam_weight_decay", "`model.optimizer.init_args.weight_decay`"),
     "checkpointing_steps": to("checkpoint.every_n_steps", above_zero, default=500),
     "checkpoints_total_limit": part("keep", "`checkpoint.keep`; 0, which keeps all, without it"),
-    "snr_gamma": part("gamma", "`model.objective.snr_gamma`, with `weighting: min_snr`", when="diffusion"),
+    "snr_gamma": part("snr_gamma", "`model.objective.snr_gamma`, with `weighting: min_snr`", when="diffusion"),
     "offset_noise": part("offset", "`model.objective.offset_noise: 0.1`", when="diffusion"),
     "dataloader_num_workers": to("data.num_workers", whole),
     "resume_from_checkpoint": idle("said where it is resumed: dreamlit fit --config run.yaml --ckpt_path auto"),
@@ -157,13 +146,15 @@ REST: dict[str, Rule] = {
     **each(
         idle(SEVENTY_SEVEN),
         "max_sequence_length tokenizer_name tokenizer_max_length text_encoder_use_attention_mask "
-        "complex_human_instruction system_prompt text_encoder_out_layers pretrained_tokenizer_* pretrained_text_encoder_*",
+        "complex_human_instruction system_prompt text_encoder_out_layers pretrained_tokenizer_* "
+        "pretrained_text_encoder_*",
     ),
     **each(
         idle("it is about how the script computes, not what"),
         "allow_tf32 enable_xformers_memory_efficient_attention set_grads_to_none pre_compute_text_embeddings "
-        "cache_latents prior_generation_precision sample_batch_size local_rank upcast_before_saving offload logging_dir "
-        "enable_npu_flash_attention enable_vae_tiling image_interpolation_mode remote_text_encoder fsdp_text_encoder",
+        "cache_latents prior_generation_precision sample_batch_size local_rank upcast_before_saving offload "
+        "logging_dir enable_npu_flash_attention enable_vae_tiling image_interpolation_mode remote_text_encoder "
+        "fsdp_text_encoder",
     ),
 }
 RULES: dict[str, Rule] = {**MODEL, **LENGTH, **DATA, **LOOKING, **REST}
@@ -221,7 +212,7 @@ def place_length(draft: Draft, source: Source, family: str) -> None:
         draft.set("trainer.max_steps", steps, f"max_train_steps: {steps}")
     else:
         draft.set("trainer.max_epochs", epochs, f"num_train_epochs: {epochs}")
-    devices, batch = above_zero(source.launcher.get("num_processes") or 1), draft.take_number("batch", above_zero, 4)
+    devices, batch = models.devices_of(source.launcher), draft.take_number("batch", above_zero, 4)
     accumulate = draft.take_number("accumulate", above_zero, 1)
     if accumulate > 1:
         draft.set("trainer.accumulate_grad_batches", accumulate, f"gradient_accumulation_steps: {accumulate}")
@@ -230,11 +221,8 @@ def place_length(draft: Draft, source: Source, family: str) -> None:
             "batches: train_batch_size subject photos and as many class images are one batch there; here all share it"
         )
         batch *= 2
-    draft.set("data.batch_size", batch * devices, "train_batch_size" + (f" on {devices} devices" * (devices > 1)))
+    models.place_devices(draft, devices, batch, "train_batch_size")
     draft.parts["scaled"] = batch * devices * accumulate
-    if devices > 1:
-        draft.set("trainer.devices", devices, f"num_processes: {devices}")
-        draft.set("trainer.strategy", "ddp")
     if family in models.PIXELS:
         draft.set("data.aspect_bucket_alignment", 8)
     keep = draft.take_number("keep", above_zero, 0)
@@ -251,22 +239,11 @@ def place_optimizer(draft: Draft, usual: float) -> None:
     known = models.OPTIMIZERS.get(name.lower())
     if draft.take("eight_bit") and name.lower() == "adamw":
         known = models.OPTIMIZERS["adamw8bit"]
-    options: dict[str, Any] = {}
-    beta1, beta2 = draft.take_number("adam_beta1", number), draft.take_number("adam_beta2", number)
-    if beta1 is not None or beta2 is not None:
-        options["betas"] = [0.9 if beta1 is None else beta1, 0.999 if beta2 is None else beta2]
-    for option, key in (("adam_weight_decay", "weight_decay"), ("adam_epsilon", "eps")):
-        value = draft.take_number(option, number)
-        if value is not None:
-            options[key] = value
-    models.place_optimizer(draft, name, known, rate, options)
+    models.place_optimizer(draft, name, known, rate, models.place_betas(draft))
 
 
 def place_loss(draft: Draft, options: dict[str, Any]) -> None:
-    gamma = draft.take_number("gamma", number)
-    if gamma:
-        draft.set("objective.weighting", "min_snr", f"snr_gamma: {gamma}")
-        draft.set("objective.snr_gamma", gamma, f"snr_gamma: {gamma}")
+    models.place_losses(draft)
     if draft.take("offset"):
         draft.set("objective.offset_noise", 0.1, "offset_noise")
     scheme = str(options.get("weighting_scheme", ""))
@@ -324,7 +301,7 @@ def place_class(draft: Draft, sizes: dict[str, Noted], source: Source) -> None:
     if weight != 1:
         draft.set("objective.prior_loss_weight", weight, f"prior_loss_weight: {weight}")
     draft.note(
-        f"class images are not made by fit: dreamlit class-images --config run.yaml --count {count} fills {photos} first. "
+        f"class images are not made by fit: dreamlit class-images --config run.yaml --count {count} fills {photos}. "
         "prior_target: base_model holds the class better (docs/objective.md)"
     )
     draft.note(
@@ -340,12 +317,10 @@ def place_preview(draft: Draft) -> None:
         previews.drop(draft, "there is no validation_prompt")
     else:
         previews.place(draft, prompts, count=count)
-        if "every_n_steps" not in draft.callbacks[previews.KEY]:
+        if previews.KEY in draft.callbacks and "every_n_steps" not in draft.callbacks[previews.KEY]:
             draft.set("callbacks.ValidationPreview.every_n_steps", None, f"validation_epochs: {epochs or 50}")
             draft.note(
                 "validation_epochs: previews are counted in steps here; there is one at the end until you set them"
             )
-    report = draft.take("report_to", "tensorboard")
-    if report == "wandb":
-        draft.set("trainer.logger", "WandbLogger", "report_to: wandb")
-        draft.note("report_to wandb: needs `pip install wandb`; metrics.csv and metrics.jsonl are written anyway")
+    if draft.take("report_to") in ("wandb", "all"):
+        models.place_wandb(draft, "report_to")

@@ -16,6 +16,9 @@ SHORT = {
     "objective": "model.objective",
 }
 ORDER = ("seed_everything", "trainer", "model", "checkpoint", "data")
+OF_A_MODEL = ("family", "adapter", "optimizer", "objective")
+OF_A_DATASET = ("id", "dataset_type", "conditioning_type", "instance_data_dir", "conditioning_data", "caption_strategy")
+OF_A_DATASET += ("instance_prompt", "resolution", "resolution_type", "crop", "repeats")
 SECRETS = ("token", "secret", "password", "key", "url", "webhook", "auth")
 NAMED_LIKE_SECRETS = ("_tokens", "token_", "tokenizer")
 """Names that have a word of `SECRETS` in them and are none: class_tokens, keep_tokens, token_warmup_min."""
@@ -41,6 +44,8 @@ class Draft:
     """By dotted keys of the run."""
     parts: dict[str, Any] = dataclasses.field(default_factory=dict)
     """Options that are mapped together with others, by the names of their rules."""
+    part_names: dict[str, str] = dataclasses.field(default_factory=dict)
+    """What the other trainer calls them."""
     callbacks: dict[str, dict[str, Noted]] = dataclasses.field(default_factory=dict)
     """By class name; a second one of a class has a space and a number behind it."""
     datasets: list[dict[str, Noted]] = dataclasses.field(default_factory=list)
@@ -84,6 +89,7 @@ class Draft:
             self.idle[where + name] = f"it is for {WHEN[rule.when]}"
         elif rule.key.startswith("_"):
             self.parts[rule.key[1:]] = value
+            self.part_names[rule.key[1:]] = where + name
             if rule.why:
                 self.note(f"{where}{source}: {rule.why}")
         else:
@@ -134,6 +140,12 @@ class Draft:
             self.refuse(name, value, str(misfit))
             return usual
 
+    def forget(self, *names: str, why: str = "") -> None:
+        """Parts that are not asked for: read already, or, with `why`, of no use beside the others."""
+        for name in names:
+            if self.parts.pop(name, None) is not None and why:
+                self.idle[self.part_names[name]] = why
+
     def tree(self) -> dict[str, Any]:
         """The configuration, with `Noted` leaves."""
         root: dict[str, Any] = {}
@@ -146,13 +158,20 @@ class Draft:
         if self.callbacks:
             made = [{"class_path": name.split()[0], **entry_args(o)} for name, o in self.callbacks.items()]
             root.setdefault("trainer", {})["callbacks"] = made
-        for name in ("family", "adapter", "optimizer"):
-            place = root.get("model", {}).get(name, {})
-            if "class_path" in place:  # first, because it says what the options are of
-                root["model"][name] = {"class_path": place.pop("class_path"), **place}
         if self.datasets:
-            root.setdefault("data", {})["datasets"] = self.datasets
-        return {name: root[name] for name in (*ORDER, *root) if name in root}
+            listed = [ordered(one, OF_A_DATASET) for one in self.datasets]
+            root.setdefault("data", {})["datasets"] = listed
+        parts = root.get("model", {})
+        for name in OF_A_MODEL:
+            if isinstance(parts.get(name), dict):
+                parts[name] = ordered(parts[name], ("class_path",))
+        root["model"] = ordered(parts, OF_A_MODEL)
+        return ordered(root, ORDER)
+
+
+def ordered(node: dict[str, Any], first: tuple[str, ...]) -> dict[str, Any]:
+    """A mapping with some keys in front, as a reader expects them."""
+    return {name: node[name] for name in (*first, *node) if name in node}
 
 
 def entry_args(options: dict[str, Noted]) -> dict[str, Any]:

@@ -30,6 +30,13 @@ def settle(draft: Draft, found: dict[str, Noted], where: str) -> None:
                 drop(draft, found, where, key, "each eval photo is measured once, with its first caption")
 
 
+def note_masks(draft: Draft) -> None:
+    draft.note(
+        "masks: there the masked loss is divided by the whole frame, so that a small subject learns slowly; here by "
+        "the mask's own area (model.objective.mask_normalisation: frame is as there)"
+    )
+
+
 def value_of(found: dict[str, Noted], key: str, usual: object) -> object:
     return found[key].value if key in found else usual
 

@@ -94,7 +94,7 @@ LOSS: dict[str, Rule] = {
     "huber_schedule": part("huber_schedule", "`model.objective.huber_schedule`, where the loss is not l2"),
     "huber_c": part("huber_c", "`model.objective.huber_c`, where the loss is not l2"),
     "huber_scale": refused("huber_c says the size alone", 1, 1.0),
-    "min_snr_gamma": part("gamma", "`model.objective.snr_gamma`, with `weighting: min_snr`", when="diffusion"),
+    "min_snr_gamma": part("snr_gamma", "`model.objective.snr_gamma`, with `weighting: min_snr`", when="diffusion"),
     "debiased_estimation_loss": part("debiased", "`model.objective.weighting: debiased`", when="diffusion"),
     "noise_offset": to("objective.offset_noise", number, when="diffusion"),
     "ip_noise_gamma": to("objective.input_perturbation", number),
@@ -164,14 +164,16 @@ REST: dict[str, Rule] = {
     ),
     **each(
         idle("latents and texts are always cached, found by content"),
-        "cache_latents* cache_text_encoder_outputs* text_encoder_batch_size skip_cache_check skip_latents_validity_check use_t5xxl_cache_only cache_info",
+        "cache_latents* cache_text_encoder_outputs* text_encoder_batch_size skip_cache_check "
+        "skip_latents_validity_check use_t5xxl_cache_only cache_info",
     ),
     **each(
         idle("it is about how sd-scripts computes, not what"),
         "xformers sdpa mem_eff_attn diffusers_xformers use_flash_attn use_sage_attn lowram highvram no_half_vae "
         "max_data_loader_n_workers persistent_data_loader_workers dynamo_* ddp_* fused_* zero_* zero3_* offload_* "
         "fp16_master_weights_and_gradients split_mode sample_batch_size optimizer_schedulefree_wrapper "
-        "schedulefree_wrapper_args bucket_selection_mode mem_eff_save blockwise_fused_optimizers enable_scaled_pos_embed",
+        "schedulefree_wrapper_args bucket_selection_mode mem_eff_save blockwise_fused_optimizers "
+        "enable_scaled_pos_embed",
     ),
     **each(
         idle("files are safetensors, in the layouts of diffusers and kohya, and checkpoints resume exactly"),

@@ -49,7 +49,6 @@ DATASETS: dict[str, Rule] = {
     **each(idle("held-out photos are measured on a fixed grid"), "validation_seed"),
     "network_multiplier": refused("an adapter trains at one strength", 1, 1.0),
     "debug_dataset": idle("it only prints"),
-    "subsets": idle("they are the datasets here"),
 }
 KEYS = (*SUBSETS, *DATASETS)
 ONE_SUBSET = tuple(name for name in SUBSETS if name not in ("image_dir", "is_reg", "metadata_file", "num_repeats"))
@@ -64,16 +63,13 @@ def place_datasets(draft: Draft, options: dict[str, Any], tables: Source | None)
         raise ConfigError("there is no dataset: give --dataset_config, or --train_data_dir")
     masked = any("conditioning_data" in one or "alpha" in one for one in draft.datasets)
     if masked:
-        draft.note(
-            "masks: there the masked loss is divided by the whole frame, so that a small subject learns slowly; here by "
-            "the mask's area (model.objective.mask_normalisation: frame is as there)"
-        )
+        entries.note_masks(draft)
     draft.note("num_repeats: 1 is once there, repeats: 0 here; a bucket's remainder waits for its next batch")
     if entries.has_regularisation(draft):
         draft.set("objective.prior_target", "data", "regularisation images are trained as they are there")
         draft.note(
-            "regularisation: there its images are repeated until they are as many as the others, here by their own repeats "
-            "(or probability); prior_target: base_model holds the class better (docs/objective.md)"
+            "regularisation: there its images are repeated until they are as many as the others, here by their own "
+            "repeats (or probability); prior_target: base_model holds the class better (docs/objective.md)"
         )
 
 
@@ -116,8 +112,8 @@ def numbered_folders(folder: pathlib.Path, option: str, is_reg: bool) -> list[di
 
 
 def place_dataset(draft: Draft, options: dict[str, Any], subsets: list[dict[str, Any]]) -> None:
-    own = {name: value for name, value in options.items() if name in DATASETS}
-    for name in options.keys() - set(KEYS) - {"image_dir"}:
+    own = {name: value for name, value in options.items() if name in DATASETS and name != "subsets"}
+    for name in options.keys() - set(KEYS) - {"subsets"}:
         draft.unknown[f"dataset {name}"] = str(options[name])
     draft.apply({**DATASETS}, own, "dataset ")
     batch, steps = draft.take("batch_size"), draft.take("steps_of_buckets", 64)
@@ -149,7 +145,7 @@ def sizes_of(draft: Draft) -> dict[str, Noted]:
     width, height = edges[0], edges[-1]
     found = {"resolution": Noted(round((width * height) ** 0.5), f"resolution: {given}")}
     found["resolution_type"] = Noted("pixel_area")
-    if not flag(buckets):
+    if str(buckets).lower() not in ("true", "1"):
         found["crop"] = Noted(True, "without enable_bucket")
         if width != height:
             found["crop_aspect"] = Noted("closest")
@@ -190,7 +186,11 @@ def place_captions(draft: Draft, found: dict[str, Noted], where: str, folder: pa
     """Caption files where there are any (or where there is nothing else); else the class tokens."""
     tokens, extension = draft.take("tokens"), str(draft.take("extension", ".caption"))
     prefix, suffix = str(draft.take("prefix", "")), str(draft.take("suffix", ""))
-    shuffle, keep, separator = draft.take("shuffle"), draft.take("keep", 0), str(draft.take("separator", ","))
+    shuffle, keep, separator = (
+        draft.take("shuffle"),
+        draft.take_number("keep", whole, 0),
+        str(draft.take("separator", ",")),
+    )
     files = folder.is_dir() and next(folder.glob(f"*{extension}"), None) is not None
     if files or (not tokens and not folder.is_dir()) or (extension == ".txt" and not folder.is_dir()):
         found["caption_strategy"] = Noted("textfile", f"caption_extension: {extension}")
@@ -209,7 +209,7 @@ def place_captions(draft: Draft, found: dict[str, Noted], where: str, folder: pa
     else:
         raise ConfigError(f"{where}there are neither class_tokens nor caption files *{extension} in {folder}")
     if shuffle and found["caption_strategy"].value == "textfile":
-        options = {"enable": True, "keep_tokens": int(keep), "separator": separator}
+        options = {"enable": True, "keep_tokens": keep, "separator": separator}
         found["caption_shuffle"] = Noted(options, f"shuffle_caption, keep_tokens: {keep}")
         draft.note(
             f"{where}shuffle_caption: a few orders of each caption are made and cached here, not a new one each time"

@@ -13,8 +13,8 @@ from dreamlit.importing.rules import Misfit, above_zero, number, whole
 
 OPTIMIZERS = {
     **models.OPTIMIZERS,
-    **{name: models.PRODIGY for name in ("prodigyplus.prodigyplusschedulefree",)},
-    **{name: models.OPTIMIZERS["dadaptation"] for name in ("dadaptadam", "dadaptlion", "dadaptsgd", "dadaptadamprei")},
+    "prodigyplus.prodigyplusschedulefree": models.PRODIGY,
+    **dict.fromkeys(("dadaptadam", "dadaptlion", "dadaptsgd", "dadaptadampreprint"), models.OPTIMIZERS["dadaptation"]),
 }
 FLAGS = {"relative_step", "scale_parameter", "warmup_init"}
 """Options of transformers' Adafactor, which torch's does not have."""
@@ -126,40 +126,45 @@ def place_model(draft: Draft, family: str, source: Source) -> None:
 
 def place_adapter(draft: Draft, adapter: str, network: dict[str, Any]) -> None:
     draft.set("model.adapter.class_path", {"lora": "LoRA", "lycoris": "LyCORIS", "full": "Full"}[adapter])
-    module, dim, alpha = draft.take("module", "networks.lora"), draft.take("dim"), draft.take("alpha")
-    draft.take("network_args")
+    module = str(draft.take("module", "networks.lora"))
+    dim, alpha = draft.take_number("dim", above_zero, 4), draft.take_number("alpha", number, 1)
     if adapter == "full":
+        draft.forget("unet_only", "network_args", why="the whole denoiser is trained")
         draft.note("text encoders are not trained here")
         return
+    draft.forget("network_args")
     draft.apply(kohya.NETWORK, network, "network_args ")
     if not draft.take("unet_only"):
         draft.note("the text encoders' LoRA of sd-scripts is not trained here: what it would learn, the denoiser must")
-    lycoris = str(module).startswith("lycoris")
+    draft.set("adapter.rank", dim, f"network_dim: {dim}")
+    draft.set("adapter.alpha", alpha, f"network_alpha: {alpha}")
     if adapter == "lycoris":
-        place_lycoris(draft, lycoris)
+        place_lycoris(draft, module)
     else:
         draft.set("adapter.targets", "attention-mlp", f"network_module: {module}")
-    algo = draft.values.get("model.adapter.init_args.algo")
-    if "model.adapter.init_args.full_matrix" not in draft.values:
-        draft.set("adapter.rank", above_zero(dim or 4), f"network_dim: {dim or 4}")
-        if algo is None or algo.value not in ("diag-oft", "boft"):
-            draft.set("adapter.alpha", number(alpha), f"network_alpha: {alpha}")
+        draft.forget("algo", "preset", "conv_alpha", why=f"{module} does not use it")
 
 
-def place_lycoris(draft: Draft, lycoris: bool) -> None:
-    from dreamlit.adapters.lycoris_options import PRESETS, algorithm
+def place_lycoris(draft: Draft, module: str) -> None:
+    """LyCORIS as its module for kohya has it, or a LoRA with convolutions, which is its locon."""
+    from dreamlit.adapters.lycoris_options import PRESETS
 
-    algo = algorithm(str(draft.take("algo", "locon"))) if lycoris else "locon"
-    draft.set("adapter.algo", algo, "network_args" if lycoris else "a LoRA with conv_dim is LyCORIS' locon")
-    preset = str(draft.take("preset", "full"))
+    lycoris = module.startswith("lycoris")
+    algo, preset = draft.take("algo", "locon"), str(draft.take("preset", "full"))
+    source = "network_args" if lycoris else "a LoRA with conv_dim is LyCORIS' locon"
+    algo = models.place_algorithm(draft, algo if lycoris else "locon", source)
     if preset not in PRESETS:
         draft.refuse("network_args preset", preset, f"there are {', '.join(PRESETS)}; full is taken")
         preset = "full"
-    draft.set("adapter.preset", preset, f"preset: {preset}" if lycoris else "conv_dim")
+    draft.set("adapter.preset", preset, source)
     for name, key in (("conv_dim", "conv_rank"), ("conv_alpha", "conv_alpha")):
         value = draft.take_number(name, number)
         if value is not None:
             draft.set(f"adapter.{key}", value, f"{name}: {value}")
+    if "model.adapter.init_args.full_matrix" in draft.values:
+        for name in ("rank", "alpha"):
+            draft.values.pop(f"model.adapter.init_args.{name}", None)
+    models.settle_lycoris(draft, algo)
 
 
 def place_length(draft: Draft, source: Source) -> None:
@@ -170,14 +175,11 @@ def place_length(draft: Draft, source: Source) -> None:
         draft.set("trainer.max_steps", steps, f"max_train_steps: {steps}")
     output, name = draft.take("output"), draft.take("name")
     draft.set("trainer.default_root_dir", "/".join(str(one).rstrip("/") for one in (output, name) if one) or "output")
-    devices = above_zero(source.launcher.get("num_processes") or 1)
-    batch = above_zero(draft.take("batches") or draft.take("batch", 1))
-    draft.take("batch")
-    draft.set("data.batch_size", batch * devices, f"batch_size: {batch}" + (f" on {devices} devices" * (devices > 1)))
-    if devices > 1:
-        draft.set("trainer.devices", devices, f"num_processes: {devices}")
-        draft.set("trainer.strategy", "ddp")
-    draft.set("data.aspect_bucket_alignment", above_zero(draft.take("alignment", 64)), "bucket_reso_steps")
+    devices = models.devices_of(source.launcher)
+    batch = draft.take_number("batch", above_zero, 1)
+    batch = draft.take_number("batches", above_zero, batch)
+    models.place_devices(draft, devices, batch, f"batch_size: {batch}")
+    draft.set("data.aspect_bucket_alignment", draft.take_number("alignment", above_zero, 64), "bucket_reso_steps")
     clip = draft.take_number("clip", number, 1.0)
     if clip > 0:
         draft.set("trainer.gradient_clip_val", clip, f"max_grad_norm: {clip}")
@@ -210,18 +212,8 @@ def place_optimizer(draft: Draft) -> None:
 
 
 def place_loss(draft: Draft) -> None:
-    loss, schedule, c = draft.take("loss", "l2"), draft.take("huber_schedule"), draft.take_number("huber_c", number)
-    if loss in ("huber", "smooth_l1"):
-        draft.set("objective.loss", loss, f"loss_type: {loss}")
-        draft.set("objective.huber_schedule", schedule or "snr", f"huber_schedule: {schedule or 'snr'}")
-        draft.set("objective.huber_c", 0.1 if c is None else c, f"huber_c: {c}")
-    elif loss != "l2":
-        draft.refuse("loss_type", loss, "there are l2, huber and smooth_l1")
-    gamma, debiased = draft.take_number("gamma", number), draft.take("debiased")
-    if gamma:
-        draft.set("objective.weighting", "min_snr", f"min_snr_gamma: {gamma}")
-        draft.set("objective.snr_gamma", gamma, f"min_snr_gamma: {gamma}")
-    elif debiased:
+    models.place_losses(draft)
+    if draft.take("debiased") and "model.objective.weighting" not in draft.values:
         draft.set("objective.weighting", "debiased", "debiased_estimation_loss")
     first, last = draft.take_number("first", whole, 0), draft.take_number("last", whole, 1000)
     if (first, last) != (0, 1000):
@@ -279,7 +271,10 @@ def place_looking(draft: Draft, source: Source) -> None:
             draft.set("callbacks.ValidationPreview.sampler", known[sampler], f"sample_sampler: {sampler}")
         elif sampler:
             draft.refuse("sample_sampler", sampler, "the model's own sampler is taken")
-    place_logs(draft)
+    if draft.take("log_with") in ("wandb", "all"):
+        models.place_wandb(draft, "log_with")
+    draft.forget("project", "run_name", why="they name a run of wandb; here the folder names it")
+    draft.forget("datasets", "config_file")
 
 
 def place_prompts(draft: Draft, lines: list[str]) -> None:
@@ -299,12 +294,3 @@ def place_prompts(draft: Draft, lines: list[str]) -> None:
     for letter, option, convert in (("s", "steps", above_zero), ("l", "guidance_scale", number)):
         if letter in first:
             draft.set(f"{key}.{option}", convert(reading.typed(first[letter])), f"--{letter}")
-
-
-def place_logs(draft: Draft) -> None:
-    asked, project, name = draft.take("log_with"), draft.take("project"), draft.take("run_name")
-    if asked in ("wandb", "all"):
-        draft.set("trainer.logger.class_path", "WandbLogger", f"log_with: {asked}")
-        options = {key: str(value) for key, value in (("project", project), ("name", name)) if value}
-        draft.set("trainer.logger.init_args", options)
-        draft.note("log_with wandb: needs `pip install wandb`; metrics.csv and metrics.jsonl are written anyway")

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
-from dreamlit.importing.draft import Draft
+from dreamlit.importing.draft import SHORT, Draft
 from dreamlit.importing.rules import Misfit, number
 
 FLOW = frozenset(("SD3", "Flux", "Chroma", "AuraFlow", "Sana", "QwenImage", "Flux2Klein", "Lumina2", "ZImage"))
@@ -126,6 +126,86 @@ def place_optimizer(draft: Draft, name: Any, known: Optimizer | None, rate: floa
             draft.set(f"optimizer.{option}", value)
         elif value is not None:
             draft.refuse(f"optimizer's {option}", value, f"{known.class_path} is not given it")
+
+
+def place_losses(draft: Draft) -> None:
+    """The kind of the loss and min-SNR weighting, of the parts `loss`, `huber_schedule`, `huber_c` and `snr_gamma`."""
+    loss, schedule, c = draft.take("loss", "l2"), draft.take("huber_schedule"), draft.take_number("huber_c", number)
+    if loss in ("huber", "smooth_l1"):
+        draft.set("objective.loss", loss, f"loss_type: {loss}")
+        draft.set("objective.huber_schedule", schedule or "snr", f"huber_schedule: {schedule or 'snr'}")
+        draft.set("objective.huber_c", 0.1 if c is None else c, f"huber_c: {c}")
+    elif loss != "l2":
+        draft.refuse("loss_type", loss, "there are l2, huber and smooth_l1")
+    gamma = draft.take_number("snr_gamma", number)
+    if gamma:
+        draft.set("objective.weighting", "min_snr", f"snr_gamma: {gamma}")
+        draft.set("objective.snr_gamma", gamma, f"snr_gamma: {gamma}")
+
+
+def devices_of(launcher: dict[str, Any]) -> int:
+    """The number of processes that a launcher starts; 1 unless it says so."""
+    value = launcher.get("num_processes")
+    return value if isinstance(value, int) and value > 0 else 1
+
+
+def place_devices(draft: Draft, devices: int, batch: int, source: str) -> None:
+    """The global batch size, and the devices that share it."""
+    draft.set("data.batch_size", batch * devices, source + (f", on {devices} devices" if devices > 1 else ""))
+    if devices > 1:
+        draft.set("trainer.devices", devices, f"num_processes: {devices}")
+        draft.set("trainer.strategy", "ddp")
+
+
+def place_betas(draft: Draft) -> dict[str, Any]:
+    """Options of Adam of the parts `adam_beta1`, `adam_beta2`, `adam_weight_decay` and `adam_epsilon`."""
+    found: dict[str, Any] = {}
+    beta1, beta2 = draft.take_number("adam_beta1", number), draft.take_number("adam_beta2", number)
+    if beta1 is not None or beta2 is not None:
+        found["betas"] = [0.9 if beta1 is None else beta1, 0.999 if beta2 is None else beta2]
+    for name, option in (("adam_weight_decay", "weight_decay"), ("adam_epsilon", "eps")):
+        value = draft.take_number(name, number)
+        if value is not None:
+            found[option] = value
+    return found
+
+
+def place_wandb(draft: Draft, option: str) -> None:
+    """The logger of Weights & Biases, with the parts `project` and `run_name`."""
+    wanted = {"project": draft.take("project"), "name": draft.take("run_name")}
+    draft.set("trainer.logger.class_path", "WandbLogger", f"{option}: wandb")
+    draft.set("trainer.logger.init_args", {key: str(value) for key, value in wanted.items() if value})
+    draft.note(f"{option} wandb: needs `pip install wandb`; metrics.csv and metrics.jsonl are written anyway")
+
+
+WITHOUT_CONVOLUTIONS = ("attn-only", "attn-mlp", "full-lin")
+
+
+def place_algorithm(draft: Draft, name: Any, source: str) -> str:
+    """The algorithm of LyCORIS. Errors: `ConfigError` for one that is not here, with what to take instead."""
+    from dreamlit.adapters.lycoris_options import algorithm
+
+    found = algorithm(str(name))
+    draft.set("adapter.algo", found, source)
+    return found
+
+
+def settle_lycoris(draft: Draft, algo: str) -> None:
+    """Takes out options that the algorithm, or the preset, has no use for, and tells them."""
+    from dreamlit.adapters.lycoris_options import FEATURES
+
+    inside = f"{SHORT['adapter']}."
+    given = draft.values.get(f"{inside}preset")
+    preset = given.value if given else None
+    linear = isinstance(preset, str) and preset in WITHOUT_CONVOLUTIONS
+    for key in [key for key in draft.values if key.startswith(inside)]:
+        option = key.removeprefix(inside)
+        if option not in FEATURES[algo] | {"rank", "algo", "preset"}:
+            draft.idle[f"{option} of LyCORIS"] = f"{algo} does not use it"
+            del draft.values[key]
+        elif linear and option in ("conv_rank", "conv_alpha", "use_tucker"):
+            draft.idle[f"{option} of LyCORIS"] = f"the preset {preset} takes no convolutions"
+            del draft.values[key]
 
 
 def keywords(pairs: Iterable[str]) -> dict[str, Any]:

@@ -43,6 +43,8 @@ def edge_of(size: str) -> str | None:
         edge = float(size)
     except ValueError:
         return None
+    if not 0 < edge < 1e5:
+        return None
     if edge < 128:
         edge = round((edge * 1e6) ** 0.5 / 64) * 64
     return f"{int(edge)}x{int(edge)}" if edge >= 8 else None
@@ -53,7 +55,7 @@ def place_scores(draft: Draft, wanted: bool, model: Any) -> None:
     if not wanted:
         return
     photos = [one for one in draft.datasets if is_subject(one)]
-    named = photos and photos[0].get("instance_prompt")
+    named = photos[0].get("instance_prompt") if photos else None
     name = subject_of(named.value if named else None)
     prompts = draft.callbacks[KEY]["prompts"].value
     if not name or not any(name in prompt for prompt in prompts):

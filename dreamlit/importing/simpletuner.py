@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from dreamlit.importing.models import precision_of
 from dreamlit.importing.rules import (
     Misfit,
     Rule,
@@ -26,8 +25,9 @@ from dreamlit.importing.rules import (
 PRECISIONS = {
     **{name: name for name in ("no_change", "int2-quanto", "int4-quanto", "int8-quanto", "fp8-quanto")},
     **{name: name for name in ("int8-torchao", "int4-torchao", "fp8-torchao", "nf4-bnb")},
-    **{"fp8uz-quanto": "fp8-quanto", "fp8wo-torchao": "fp8-torchao"},
-    **{name: "no_change" for name in ("bf16", "fp16", "fp32")},
+    "fp8uz-quanto": "fp8-quanto",
+    "fp8wo-torchao": "fp8-torchao",
+    **dict.fromkeys(("bf16", "fp16", "fp32"), "no_change"),
 }
 """Names of quantised levels there -> here."""
 

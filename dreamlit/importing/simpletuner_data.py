@@ -117,9 +117,12 @@ IMAGES: dict[str, Rule] = {
         "delete_unwanted_images delete_problematic_images metadata_update_interval hash_filenames shorten_filenames "
         "compress_cache ignore_epochs disable_validation *_batch_size",
     ),
-    **each(idle("it belongs to storage that is not here"), "aws_* csv_* huggingface webshart* hf_* dataset_name split auto_load buffer_size max_file_size num_proc "
-            "parallel_downloads shard_cache_gb source streaming subfolder video_column image_column caption_column "
-            "fallback_caption_column filter_func revision conditioning_config"),
+    **each(
+        idle("it belongs to storage that is not here"),
+        "aws_* csv_* huggingface webshart* hf_* dataset_name split auto_load buffer_size max_file_size num_proc "
+        "parallel_downloads shard_cache_gb source streaming subfolder video_column image_column caption_column "
+        "fallback_caption_column filter_func revision conditioning_config",
+    ),
 }
 OF_PHOTOS = (
     "resolution resolution_type minimum_image_size maximum_image_size target_downsample_size crop crop_aspect "
@@ -173,10 +176,7 @@ def place_masks(draft: Draft, entry: dict[str, Any], where: str) -> None:
     draft.apply(MASKS, entry, where, found)
     if draft.take("conditioning_type") == "segmentation":
         draft.note(f"{where}segmentation: there every grey counts in full; here grey counts in part")
-    draft.note(
-        "masks: there the masked loss is divided by the whole frame, so that a small subject learns slowly; here by the "
-        "mask's area (model.objective.mask_normalisation: frame is as there)"
-    )
+    entries.note_masks(draft)
     forget_entry(draft)
     draft.datasets.append(found)
 
@@ -197,8 +197,8 @@ def place_images(draft: Draft, entry: dict[str, Any], where: str, masks: set[str
     if found.get("is_regularisation_data", Noted(False)).value:
         draft.note(
             "regularisation: there each batch is of one dataset, drawn by its length, and with full-rank training such "
-            "photos are trained like any other; here both share batches by repeats and probability, and all adapters are "
-            "held where the base model is"
+            "photos are trained like any other; here both share batches by repeats and probability, and all adapters "
+            "are held where the base model is"
         )
     forget_entry(draft)
     draft.datasets.append(found)

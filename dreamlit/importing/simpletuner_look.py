@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from dreamlit.importing import previews, reading, simpletuner_more
+from dreamlit.importing import models, previews, reading, simpletuner_more
 from dreamlit.importing.draft import Draft
 from dreamlit.importing.reading import Source
 from dreamlit.importing.rules import above_zero, number, whole
 
+OF_PREVIEWS = ("stream", "stream_steps", "scores", "clip_model", "preview_models")
 HIGHEST_ORDER = {"unipc": 3, "dpm": 2, "euler": 1}
 
 
@@ -76,8 +77,9 @@ def place_rollout(draft: Draft) -> None:
     draft.set(f"{key}.step_stride", 1, "a step is one training timestep there")
     place_sampler(draft, key, sampler, order, most)
     draft.note(
-        "scheduled sampling: a rolled-out sample goes from 1 to max_step_offset steps here, from 0 there; its target leads "
-        "back to the photo (target: original is as there); without step_stride a step is that of a sampler of 30 steps"
+        "scheduled sampling: a rolled-out sample goes from 1 to max_step_offset steps here, from 0 there; its target "
+        "leads back to the photo (target: original is as there); without step_stride a step is that of a "
+        "sampler of 30 steps"
     )
 
 
@@ -124,9 +126,12 @@ def place_preview(draft: Draft, source: Source) -> None:
     sizes, off = draft.take("preview_sizes"), is_on(draft.take("preview_off"))
     prompts = [str(one) for one in (draft.take("prompt"), *library(draft, source)) if one]
     if off or not prompts:
-        previews.drop(draft, "validation_disable" if off else "there is no prompt to make previews of")
+        previews.drop(draft, "there are no previews" if off else "there is no prompt to make previews of")
+    else:
+        previews.place(draft, prompts, count=count, seed=seed)
+    if previews.KEY not in draft.callbacks:
+        draft.forget(*OF_PREVIEWS, why="there are no previews")
         return
-    previews.place(draft, prompts, count=count, seed=seed)
     if sizes is not None:
         place_sizes(draft, sizes)
     if rescale and "guided" in draft.facts:
@@ -135,9 +140,9 @@ def place_preview(draft: Draft, source: Source) -> None:
         draft.set("callbacks.ValidationPreview.sampler", str(sampler), f"validation_noise_scheduler: {sampler}")
     elif sampler is not None:
         draft.refuse("validation_noise_scheduler", sampler, "the model's own sampler is taken")
-    models = draft.take("preview_models") or (["raw"] if no_base else None)
-    if models:
-        draft.set("callbacks.ValidationPreview.models", models, "disable_benchmark, ema_validation")
+    shown = draft.take("preview_models") or (["raw"] if no_base else None)
+    if shown:
+        draft.set("callbacks.ValidationPreview.models", shown, "disable_benchmark, ema_validation")
     place_stream(draft)
     previews.place_scores(draft, draft.take("scores", "none") == "clip", draft.take("clip_model"))
 
@@ -149,8 +154,8 @@ def place_stream(draft: Draft) -> None:
     draft.set("callbacks.ValidationPreview.validation_preview", True, "validation_preview")
     draft.set("callbacks.ValidationPreview.validation_preview_steps", steps, f"validation_preview_steps: {steps}")
     draft.note(
-        "previews in the making: also on disk, and without a webhook; of 20 steps, 5 shows 5, 10, 15, 20 here, there step 1 "
-        "too. model.family.init_args.tiny_vae makes them sharper"
+        "previews in the making: also on disk, and without a webhook; of 20 steps, 5 shows 5, 10, 15, 20 here, there "
+        "step 1 too. model.family.init_args.tiny_vae makes them sharper"
     )
 
 
@@ -212,13 +217,9 @@ def place_webhooks(draft: Draft, source: Source) -> None:
 def place_logs(draft: Draft) -> None:
     """Loggers beside metrics.csv, which is always there."""
     asked = [one.strip() for one in str(draft.take("report_to", "none")).split(",")]
-    project, name = draft.take("project"), draft.take("run_name")
     for one in asked:
         if one == "wandb":
-            wanted = {"project": project, "name": name}
-            options = {key: str(value) for key, value in wanted.items() if value}
-            draft.set("trainer.logger.class_path", "WandbLogger", "report_to: wandb")
-            draft.set("trainer.logger.init_args", options)
-            draft.note("report_to wandb: needs `pip install wandb`; metrics.csv and metrics.jsonl are written anyway")
+            models.place_wandb(draft, "report_to")
         elif one not in ("none", "", "tensorboard"):
             draft.refuse("report_to", one, "metrics.csv, metrics.jsonl and TensorBoard's files are written")
+    draft.forget("project", "run_name", why="they name a run of wandb; here the folder names it")

@@ -94,9 +94,9 @@ REST: dict[str, Rule] = {
     "layer_freeze_strategy": refused("name what is trained: model.adapter.init_args.targets"),
     **each(
         refused("this technique is not here"),
-        "tread_config diffusion_blocks_config crepa_enabled irepa_enabled urepa_enabled layersync_enabled nextlat_enabled "
-        "twinflow_enabled xm_enabled mixflow_enabled diff2flow_enabled internal_guidance_enabled distillation_method "
-        "hidream_use_load_balancing_loss flux_attention_masked_training krea2_reference_latents",
+        "tread_config diffusion_blocks_config crepa_enabled irepa_enabled urepa_enabled layersync_enabled "
+        "nextlat_enabled twinflow_enabled xm_enabled mixflow_enabled diff2flow_enabled internal_guidance_enabled "
+        "distillation_method hidream_use_load_balancing_loss flux_attention_masked_training krea2_reference_latents",
     ),
     **each(
         idle("it belongs to a technique that is not here"),
@@ -105,8 +105,9 @@ REST: dict[str, Rule] = {
     ),
     **each(
         idle("it is about video, sound or a model that is not here"),
-        "ltx* minimax* cosmos* ideogram_* audio_* wan_* krea2_* acestep_* lyrics_* framerate validation_num_video_frames "
-        "validation_audio* validation_lyrics validation_ltx2_* max_grounding_entities pretrained_grounding_model_name_or_path",
+        "ltx* minimax* cosmos* ideogram_* audio_* wan_* krea2_* acestep_* lyrics_* framerate "
+        "validation_num_video_frames validation_audio* validation_lyrics validation_ltx2_* max_grounding_entities "
+        "pretrained_grounding_model_name_or_path",
     ),
     "pretrained_unet_model_name_or_path": refused("give the whole model as a folder, hub id or single file"),
     **each(
@@ -126,15 +127,16 @@ REST: dict[str, Rule] = {
     "context_parallel_size": refused("an image stays on one device", 1, "1"),
     **each(
         idle("it is about how SimpleTuner computes, not what"),
-        "fsdp_* context_parallel_* dynamo_* accelerate_* base_model_default_dtype quantize_via sdnq_* attention_mechanism "
-        "sageattention_usage sla_config disable_tf32 allow_tf32 set_grads_to_none gradient_checkpointing_* vae_enable_* "
-        "vae_dtype keep_vae_loaded unet_attention_slice fuse_qkv_projections fused_qkv_projections fuse_optimizer "
-        "optimizer_release_gradients optimizer_offload_gradients enable_chunked_feed_forward feed_forward_chunk_size "
-        "enable_xformers_memory_efficient_attention accelerator_cache_clear_interval delete_model_after_load "
-        "fully_unload_text_encoder main_process_ip main_process_port machine_rank same_network find_unused_parameters "
-        "multi_gpu local_rank torch_num_threads max_workers aws_max_pool_connections enable_multiprocessing "
-        "dataloader_prefetch* *_batch_size aspect_bucket_worker_count seed_for_each_device validation_torch_compile* "
-        "validation_multigpu trust_remote_code training_scheduler_timestep_spacing *_subfolder offload_during_startup "
+        "fsdp_* context_parallel_* dynamo_* accelerate_* base_model_default_dtype quantize_via sdnq_* "
+        "attention_mechanism sageattention_usage sla_config disable_tf32 allow_tf32 set_grads_to_none "
+        "gradient_checkpointing_* vae_enable_* vae_dtype keep_vae_loaded unet_attention_slice fuse_qkv_projections "
+        "fused_qkv_projections fuse_optimizer optimizer_release_gradients optimizer_offload_gradients "
+        "enable_chunked_feed_forward feed_forward_chunk_size enable_xformers_memory_efficient_attention "
+        "accelerator_cache_clear_interval delete_model_after_load fully_unload_text_encoder main_process_ip "
+        "main_process_port machine_rank same_network find_unused_parameters multi_gpu local_rank torch_num_threads "
+        "max_workers aws_max_pool_connections enable_multiprocessing dataloader_prefetch* *_batch_size "
+        "aspect_bucket_worker_count seed_for_each_device validation_torch_compile* validation_multigpu "
+        "trust_remote_code training_scheduler_timestep_spacing *_subfolder offload_during_startup "
         "validation_noise_scheduler_config inference_scheduler_timestep_spacing disable_segmented_timestep_sampling",
     ),
     # data
@@ -173,9 +175,9 @@ REST: dict[str, Rule] = {
         "delete_invalid_checkpoints checkpoints_rolling_total_limit i_know_what_i_am_doing validation_image_* "
         "validation_external_background validation_stitch_input_location validation_seed_source prodigy_steps "
         "validation_disable_unconditional validation_adapter_* validation_lycoris_strength validation_guidance_real "
-        "validation_no_cfg_until_timestep flux_guidance_min flux_guidance_max t5_padding sana_complex_human_instruction "
-        "sd3_* pixart_validation_* sdxl_refiner_uses_full_range sdxl_validation_* deepfloyd_validation_* "
-        "custom_text_encoder_intermediary_layers flow_timesteps_mode accelerate_config",
+        "validation_no_cfg_until_timestep flux_guidance_min flux_guidance_max t5_padding "
+        "sana_complex_human_instruction sd3_* pixart_validation_* sdxl_refiner_uses_full_range sdxl_validation_* "
+        "deepfloyd_validation_* custom_text_encoder_intermediary_layers flow_timesteps_mode accelerate_config",
     ),
 }
 

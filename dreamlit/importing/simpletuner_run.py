@@ -5,15 +5,23 @@ from __future__ import annotations
 from typing import Any
 
 from dreamlit.errors import ConfigError, nearest
-from dreamlit.importing import models, reading, simpletuner, simpletuner_data, simpletuner_look, simpletuner_more
+from dreamlit.importing import (
+    models,
+    reading,
+    simpletuner,
+    simpletuner_data,
+    simpletuner_look,
+    simpletuner_lycoris,
+    simpletuner_more,
+)
 from dreamlit.importing.draft import Draft
 from dreamlit.importing.reading import Source
-from dreamlit.importing.rules import Misfit, Rule, above_zero, each, flag, idle, number, part, refused, to, whole
+from dreamlit.importing.rules import Misfit, Rule, above_zero, number, whole
 
 HOMES: dict[str, tuple[str, dict[str, str]]] = {
     "sdxl": ("SDXL", {"base-1.0": "stabilityai/stable-diffusion-xl-base-1.0"}),
-    "sd1x": ("SD", {"1.5": "stable-diffusion-v1-5/stable-diffusion-v1-5", "dreamshaper": "Lykon/dreamshaper-8"}),
-    "sd2x": ("SD", {"2.1": "stabilityai/stable-diffusion-2-1", "2.0": "stabilityai/stable-diffusion-2-0"}),
+    "sd1x": ("SD", {"dreamshaper": "Lykon/dreamshaper-8", "1.5": "stable-diffusion-v1-5/stable-diffusion-v1-5"}),
+    "sd2x": ("SD", {"pseudoflex-v2": "bghira/pseudo-flex-v2", "2.1": "stabilityai/stable-diffusion-2-1"}),
     "sd3": (
         "SD3",
         {"medium": "stabilityai/stable-diffusion-3.5-medium", "large": "stabilityai/stable-diffusion-3.5-large"},
@@ -39,7 +47,13 @@ HOMES: dict[str, tuple[str, dict[str, str]]] = {
     "chroma": ("Chroma", {"base": "lodestones/Chroma1-Base", "hd": "lodestones/Chroma1-HD"}),
     "auraflow": ("AuraFlow", {"v0.3": "terminusresearch/auraflow-v0.3", "v0.2": "fal/AuraFlow-v0.2"}),
     "kolors": ("Kolors", {"1.0": "terminusresearch/kwai-kolors-1.0"}),
-    "pixart_sigma": ("PixArtSigma", {"600M-1024": "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS"}),
+    "pixart_sigma": (
+        "PixArtSigma",
+        {
+            "900M-1024-v0.6": "terminusresearch/pixart-900m-1024-ft-v0.6",
+            "600M-1024": "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS",
+        },
+    ),
     "sana": ("Sana", {"sana1.5-4.8b-1024": "Efficient-Large-Model/SANA1.5_4.8B_1024px_diffusers"}),
     "qwen_image": ("QwenImage", {"v2.0": "Qwen/Qwen-Image-2512", "v1.0": "Qwen/Qwen-Image"}),
     "flux2": (
@@ -47,33 +61,13 @@ HOMES: dict[str, tuple[str, dict[str, str]]] = {
         {"klein-9b": "black-forest-labs/FLUX.2-klein-base-9B", "klein-4b": "black-forest-labs/FLUX.2-klein-base-4B"},
     ),
     "lumina2": ("Lumina2", {"2.0": "Alpha-VLLM/Lumina-Image-2.0"}),
-    "z_image": ("ZImage", {"base": "Tongyi-MAI/Z-Image"}),
+    "z_image": ("ZImage", {"turbo-ostris-v2": "", "base": "Tongyi-MAI/Z-Image"}),
 }
-"""Families there -> the class here, and where the model of a flavour is; the first is taken without one."""
+"""Families there -> the class here, and where the model of a flavour is. The first is SimpleTuner's default."""
 REFINERS = {"refiner-1.0": "stabilityai/stable-diffusion-xl-refiner-1.0"}
-UNSEEN = ("kontext", "edit-v1", "edit-v2", "edit-v2+", "edit-v3", "flash", "turbo")
+UNSEEN = ("kontext", "edit-v1", "edit-v2", "edit-v2+", "edit-v3", "flash", "turbo", "ostris-de-turbo")
 """Flavours that edit images, or are distilled and lose that when they are trained."""
 
-LYCORIS: dict[str, Rule] = {
-    "algo": part("algo", "`algo`"),
-    "multiplier": to("adapter.multiplier", number),
-    "linear_dim": part("dim", "`rank`; at 10000, which means no low rank, `full_matrix: true`"),
-    "linear_alpha": part("alpha", "`alpha`, where there is a low rank"),
-    "full_matrix": part("full_matrix", "`full_matrix`"),
-    "conv_dim": to("adapter.conv_rank", whole),
-    "conv_alpha": to("adapter.conv_alpha", number),
-    "factor": to("adapter.factor", whole),
-    "decompose_both": to("adapter.decompose_both", flag),
-    "use_tucker": to("adapter.use_tucker", flag),
-    "dropout": to("adapter.dropout", number),
-    "rank_dropout": to("adapter.rank_dropout", number),
-    "module_dropout": to("adapter.module_dropout", number),
-    "apply_preset": part("preset", "`preset`"),
-    **each(refused("LyCORIS' own switch is not here; the class LoRA has use_dora"), "dora_wd weight_decompose"),
-    **each(idle("how the update is computed is no option"), "bypass_mode use_scalar tlora_*"),
-}
-"""Keys of lycoris_config.json."""
-NO_LOW_RANK = 10000
 OPTIMIZERS = {
     "adamw_bf16": models.Optimizer("torch.optim.AdamW", models.IN_FLOAT32),
     "ao-adamw8bit": models.Optimizer("bitsandbytes.optim.AdamW8bit", "bitsandbytes' instead of torchao's"),
@@ -119,6 +113,10 @@ def imported(source: Source, datasets: Any) -> Draft:
         raise ConfigError(f"{source.path} names no list of datasets (data_backend_config); give it behind this file")
     listed = datasets or reading.find(named, source.path)
     simpletuner_data.place_datasets(draft, reading.read_list(listed))
+    if not any("dataset_type" not in one for one in draft.datasets):
+        told = "".join(f"\n  - {name} ({why})" for name, why in draft.refused.items() if name.startswith("dataset "))
+        raise ConfigError(f"{listed} has no dataset of photos on this machine to train on{told}")
+    draft.forget("family", "flavour", "model", "type", "lora_type", "refiner", "datasets")
     simpletuner_look.place_looking(draft, source)
     return draft
 
@@ -150,7 +148,11 @@ def model_of(options: dict[str, Any]) -> tuple[str, str]:
         raise ConfigError(f"model_flavour is {flavour!r}: such a model is not trained here; {nearest('', homes)}")
     path = options.get("pretrained_model_name_or_path") or homes.get(str(flavour or next(iter(homes))))
     if not path:
-        raise ConfigError(f"model_flavour is {flavour!r} without a pretrained_model_name_or_path; {nearest('', homes)}")
+        known = [name for name, home in homes.items() if home]
+        asked_for = flavour or next(iter(homes))
+        raise ConfigError(
+            f"model_flavour is {asked_for!r} without a pretrained_model_name_or_path; {nearest('', known)}"
+        )
     return family, str(path)
 
 
@@ -169,28 +171,26 @@ def adapter_of(options: dict[str, Any]) -> str:
 
 def place_flow(draft: Draft, family: str) -> None:
     """Shift, timestep density and guidance of flow models."""
-    shift, auto = draft.take("shift"), draft.take("auto_shift")
-    if shift is not None and not is_on(auto):
-        try:
-            draft.set("family.shift", simpletuner.shift(shift), f"flow_schedule_shift: {shift}")
-        except Misfit as misfit:
-            draft.refuse("flow_schedule_shift", shift, str(misfit))
-    uniform, beta, sigmoid = draft.take("uniform"), draft.take("beta"), draft.take("sigmoid")
-    a, b = draft.take_number("beta_alpha", number), draft.take_number("beta_beta", number)
-    if is_on(beta):
+    shift, auto = draft.take_number("shift", simpletuner.shift), is_on(draft.take("auto_shift"))
+    if shift is not None and not auto:
+        draft.set("family.shift", shift, f"flow_schedule_shift: {shift}")
+    uniform, beta = is_on(draft.take("uniform")), is_on(draft.take("beta"))
+    sigmoid = draft.take_number("sigmoid", number, 1)
+    spread = {name: draft.take_number(name, number) for name in ("beta_alpha", "beta_beta")}
+    if "flow" in draft.facts and beta:
         draft.set("objective.timestep_density", "beta", "flow_use_beta_schedule")
-        for name, value in (("beta_alpha", a), ("beta_beta", b)):
+        for name, value in spread.items():
             if value is not None:
-                draft.set(f"objective.{name}", value, f"flow_{name.replace('_', '_schedule_')}")
-    elif sigmoid is not None and not is_on(uniform):
+                draft.set(f"objective.{name}", value, f"flow_{name.replace('_', '_schedule_')}: {value}")
+    elif "flow" in draft.facts and not uniform:
         draft.set("objective.timestep_density", "logit_normal", "SimpleTuner draws from a sigmoid")
-        if number(sigmoid) != 1:
-            draft.set("objective.logit_std", number(sigmoid), f"flow_sigmoid_scale: {sigmoid}")
-    guidance, mode = draft.take("guidance"), draft.take("guidance_mode", "constant")
+        if sigmoid != 1:
+            draft.set("objective.logit_std", sigmoid, f"flow_sigmoid_scale: {sigmoid}")
+    guidance, mode = draft.take_number("guidance", number), draft.take("guidance_mode", "constant")
     if mode != "constant":
         draft.refuse("flux_guidance_mode", mode, "one guidance is told: model.family.init_args.guidance, 1 by default")
     elif guidance is not None:
-        draft.set("family.guidance", number(guidance), f"flux_guidance_value: {guidance}")
+        draft.set("family.guidance", guidance, f"flux_guidance_value: {guidance}")
     if "flow" in draft.facts:
         draft.note("timesteps: each photo's visits are spread evenly over the noise levels here, there they are random")
 
@@ -199,7 +199,7 @@ def place_adapter(draft: Draft, family: str, adapter: str, source: Source) -> No
     kind = {"lora": "LoRA", "lycoris": "LyCORIS", "full": "Full"}[adapter]
     draft.set("model.adapter.class_path", kind, "model_type, lora_type")
     if adapter == "lycoris":
-        place_lycoris(draft, source)
+        simpletuner_lycoris.place_lycoris(draft, family, source)
     target = draft.take("flux_target", "all")
     if adapter != "lora" or "model.adapter.init_args.targets" in draft.values:
         return
@@ -213,42 +213,6 @@ def place_adapter(draft: Draft, family: str, adapter: str, source: Source) -> No
         draft.set("adapter.targets", ["to_k", "to_q", "to_v", "to_out.0"], "SimpleTuner's default targets")
 
 
-def place_lycoris(draft: Draft, source: Source) -> None:
-    """The adapter of lycoris_config.json."""
-    from dreamlit.adapters.lycoris_options import algorithm
-
-    file = reading.find(draft.take("lycoris", "config/lycoris_config.json"), source.path)
-    draft.apply(LYCORIS, reading.read_mapping(file), "lycoris_config ")
-    algo = algorithm(str(draft.take("algo", "lokr")))
-    draft.set("adapter.algo", algo, f"algo of {file.name}")
-    dim, alpha, whole_matrix = draft.take("dim"), draft.take("alpha"), is_on(draft.take("full_matrix"))
-    if algo == "lokr" and (whole_matrix or (dim is not None and number(dim) >= NO_LOW_RANK)):
-        draft.set("adapter.full_matrix", True, f"linear_dim: {dim}" if not whole_matrix else "full_matrix: true")
-        draft.idle["lycoris_config linear_dim, linear_alpha"] = "without a low rank they do nothing"
-    else:
-        draft.set("adapter.rank", above_zero(dim if dim is not None else 16), f"linear_dim: {dim}")
-        if alpha is not None and algo not in ("diag-oft", "boft"):
-            draft.set("adapter.alpha", number(alpha), f"linear_alpha: {alpha}")
-    place_preset(draft, draft.take("preset"))
-
-
-def place_preset(draft: Draft, preset: Any) -> None:
-    """`apply_preset` by class names: those of diffusers are the same here."""
-    if not isinstance(preset, dict):
-        draft.set("adapter.preset", "attn-only", "SimpleTuner's default target: Attention")
-        return
-    kept = {
-        name: preset[name]
-        for name in ("target_module", "target_name", "module_algo_map", "name_algo_map")
-        if preset.get(name)
-    }
-    for name in preset.keys() - kept.keys():
-        draft.refuse(
-            f"lycoris_config apply_preset.{name}", preset[name], "a preset names modules, layers and their options"
-        )
-    draft.set("adapter.preset", kept, "apply_preset")
-
-
 def place_length(draft: Draft, family: str) -> None:
     """Steps, batch, devices, clipping."""
     steps, epochs = draft.take_number("steps", whole, 0), draft.take_number("epochs", whole, 0)
@@ -256,14 +220,11 @@ def place_length(draft: Draft, family: str) -> None:
         draft.set("trainer.max_steps", steps, f"max_train_steps: {steps}")
     else:
         draft.set("trainer.max_epochs", max(epochs, 1), f"num_train_epochs: {epochs or 1}")
-        draft.note("num_train_epochs: an epoch has each photo repeats + 1 times, there too; --print_config shows the steps")
+        draft.note(
+            "num_train_epochs: an epoch has each photo repeats + 1 times, there too; --print_config shows the steps"
+        )
     devices, batch = draft.take_number("devices", above_zero, 1), draft.take_number("batch", above_zero, 4)
-    draft.set(
-        "data.batch_size", batch * devices, f"train_batch_size: {batch}" + (f" on {devices} devices" * (devices > 1))
-    )
-    if devices > 1:
-        draft.set("trainer.devices", devices, f"num_processes: {devices}")
-        draft.set("trainer.strategy", "ddp")
+    models.place_devices(draft, devices, batch, f"train_batch_size: {batch}")
     alignment = draft.take_number("alignment", above_zero, 64)
     if family in models.PIXELS:
         alignment = 32
@@ -290,14 +251,7 @@ def place_length(draft: Draft, family: str) -> None:
 
 
 def place_optimizer(draft: Draft) -> None:
-    options: dict[str, Any] = {}
-    beta1, beta2 = draft.take_number("adam_beta1", number), draft.take_number("adam_beta2", number)
-    if beta1 is not None or beta2 is not None:
-        options["betas"] = [0.9 if beta1 is None else beta1, 0.999 if beta2 is None else beta2]
-    for name, option in (("adam_weight_decay", "weight_decay"), ("adam_epsilon", "eps")):
-        value = draft.take_number(name, number)
-        if value is not None:
-            options[option] = value
+    options = models.place_betas(draft)
     config = draft.take("optimizer_config")
     if config:
         try:
@@ -310,15 +264,7 @@ def place_optimizer(draft: Draft) -> None:
 
 
 def place_loss(draft: Draft) -> None:
-    loss, schedule, c = draft.take("loss", "l2"), draft.take("huber_schedule"), draft.take_number("huber_c", number)
-    if loss != "l2":
-        draft.set("objective.loss", loss, f"loss_type: {loss}")
-        draft.set("objective.huber_schedule", schedule or "snr", f"huber_schedule: {schedule or 'snr'}")
-        draft.set("objective.huber_c", 0.1 if c is None else c, f"huber_c: {c}")
-    gamma = draft.take_number("snr_gamma", number)
-    if gamma:
-        draft.set("objective.weighting", "min_snr", f"snr_gamma: {gamma}")
-        draft.set("objective.snr_gamma", gamma, f"snr_gamma: {gamma}")
+    models.place_losses(draft)
     offset, strength = draft.take("offset"), draft.take_number("offset_strength", number, 0.1)
     share = draft.take_number("offset_share", number, 0.25)
     if is_on(offset):

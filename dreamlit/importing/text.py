@@ -46,7 +46,7 @@ def mapping(node: dict[str, Any], indent: int) -> list[str]:
     lines, space = [], " " * indent
     for key, given in node.items():
         value, comment = (given.value, given.comment) if isinstance(given, Noted) else (given, "")
-        behind = f"  # {' '.join(comment.split())}" if comment else ""
+        behind = f"  # {comment}" if comment and comment != f"{key}: {value}" else ""
         if isinstance(value, dict) and value:
             lines += [f"{space}{key}:{behind}", *mapping(value, indent + 2)]
         elif isinstance(value, list) and value and isinstance(value[0], dict):
