@@ -8,7 +8,7 @@ import sys
 
 from dreamlit import __version__
 from dreamlit.errors import ConfigError
-from dreamlit.importing import diffusers_scripts, kohya, kohya_run, reading, simpletuner_run
+from dreamlit.importing import diffusers_run, diffusers_scripts, kohya, kohya_run, reading, simpletuner_run
 from dreamlit.importing.draft import Draft
 from dreamlit.importing.reading import Source
 from dreamlit.importing.text import reports, text_of
@@ -87,7 +87,7 @@ def imported(config: pathlib.Path, datasets: pathlib.Path | None = None, script:
     if source.script in kohya.SCRIPTS:
         return kohya_run.imported(source, datasets)
     if source.script.startswith("train_dreambooth"):
-        return diffusers_scripts.imported(source, datasets)
+        return diffusers_run.imported(source, datasets)
     mine = {"model_family", "data_backend_config", "dataloader_config", "model_type"}
     if source.script in ("", "simpletuner", "train.py") and mine & source.options.keys():
         return simpletuner_run.imported(source, datasets)
