@@ -403,6 +403,32 @@ def test_a_secret_value_is_never_shown(name, value):
     assert "abc" not in shown(name, value)
 
 
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "a: b # c",
+        "two\nlines",
+        "'",
+        '"',
+        "yes",
+        "1e5",
+        "007",
+        "*x",
+        "- a",
+        "🟫 is {here}",
+        " spaces ",
+        "tab\there",
+        "null",
+        "a\u2028b",
+    ],
+)
+def test_a_text_comes_out_as_it_went_in(here, prompt):
+    draft = simpletuner_draft(here, {"output_dir": prompt, "seed": 7}, [{**PHOTOS, "instance_prompt": [prompt, "b"]}])
+    run = yaml.safe_load(text_of(draft, ""))
+    assert run["trainer"]["default_root_dir"] == prompt and run["seed_everything"] == 7
+    assert run["data"]["datasets"][0]["instance_prompt"] == [prompt, "b"]
+
+
 def test_an_unknown_option_is_shouted(here, capsys):
     config = here("simpletuner-sd3-full")
     config.write_text(json.dumps({**json.loads(config.read_text()), "learning_rat": 1, "use_magic": True}))

@@ -8,7 +8,7 @@ from typing import Any
 
 from dreamlit.errors import ConfigError
 from dreamlit.importing import entries
-from dreamlit.importing.draft import Draft, Noted
+from dreamlit.importing.draft import Draft, Noted, shown
 from dreamlit.importing.reading import Source
 from dreamlit.importing.rules import Misfit, Rule, each, flag, idle, number, part, refused, text, to, whole
 
@@ -114,7 +114,7 @@ def numbered_folders(folder: pathlib.Path, option: str, is_reg: bool) -> list[di
 def place_dataset(draft: Draft, options: dict[str, Any], subsets: list[dict[str, Any]]) -> None:
     own = {name: value for name, value in options.items() if name in DATASETS and name != "subsets"}
     for name in options.keys() - set(KEYS) - {"subsets"}:
-        draft.unknown[f"dataset {name}"] = str(options[name])
+        draft.unknown[f"dataset {name}"] = shown(name, options[name])
     draft.apply({**DATASETS}, own, "dataset ")
     batch, steps = draft.take("batch_size"), draft.take("steps_of_buckets", 64)
     if batch is not None:

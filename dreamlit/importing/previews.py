@@ -14,7 +14,7 @@ NOUN_ENDS = (
 
 
 def place(draft: Draft, prompts: list[str], count: int = 1, seed: int | None = None) -> None:
-    """Prompts and seeds, the first that are said; braces are escaped nowhere, so that such prompts are refused."""
+    """Prompts, and seeds where they are said. A prompt with braces is refused: here they stand for the subject."""
     kept = [prompt for prompt in dict.fromkeys(prompts) if "{" not in prompt and "}" not in prompt]
     for prompt in prompts:
         if prompt not in kept:
@@ -22,7 +22,6 @@ def place(draft: Draft, prompts: list[str], count: int = 1, seed: int | None = N
     if not kept:
         drop(draft, "there is no prompt to make previews of")
         return
-    draft.callbacks[KEY] = {**draft.callbacks.pop(KEY, {})}
     draft.set(f"callbacks.{KEY}.prompts", kept)
     if seed is not None or count > 1:
         first = seed or 0

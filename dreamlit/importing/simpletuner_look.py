@@ -49,13 +49,14 @@ def place_ema(draft: Draft) -> None:
 def place_rollout(draft: Draft) -> None:
     """Scheduled sampling; where the ramp goes is what differs most."""
     most = draft.take_number("offset_steps", whole, 0)
-    given, start, end = (draft.take_number(f"rollout_p{end}", number, 0) for end in ("", "_start", "_end"))
+    given, start = draft.take_number("rollout_p", number, 0), draft.take_number("rollout_p_start", number, 0)
+    end = draft.take_number("rollout_p_end", number)
     ramp, begin = draft.take_number("rollout_ramp", whole, 0), draft.take_number("rollout_start", whole, 0)
     shape, sampler = draft.take("rollout_shape", "linear"), str(draft.take("rollout_sampler", "unipc"))
     order = draft.take_number("rollout_order", whole, 2)
     if most <= 0:
         return
-    there = (start or given, end or 0.5)
+    there = (start or given, 0.5 if end is None else end or given)
     probability = (end or given or 0.5) if ramp else given
     key = "callbacks.ScheduledSampling"
     draft.set(f"{key}.max_step_offset", most, f"scheduled_sampling_max_step_offset: {most}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import textwrap
 from typing import Any
 
@@ -46,7 +47,8 @@ def mapping(node: dict[str, Any], indent: int) -> list[str]:
     lines, space = [], " " * indent
     for key, given in node.items():
         value, comment = (given.value, given.comment) if isinstance(given, Noted) else (given, "")
-        behind = f"  # {comment}" if comment and comment != f"{key}: {value}" else ""
+        told = " ".join(comment.split())  # a line of its own it may not have
+        behind = f"  # {told}" if told and told != f"{key}: {value}" else ""
         if isinstance(value, dict) and value:
             lines += [f"{space}{key}:{behind}", *mapping(value, indent + 2)]
         elif isinstance(value, list) and value and isinstance(value[0], dict):
@@ -62,4 +64,5 @@ def mapping(node: dict[str, Any], indent: int) -> list[str]:
 def plain(value: Any) -> str:
     """A scalar or a list on one line."""
     text = yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=True).strip()
-    return " ".join(text.removesuffix("...").strip().splitlines())
+    text = text.removesuffix("...").strip()
+    return json.dumps(value, ensure_ascii=False) if "\n" in text else text
