@@ -27,6 +27,7 @@ COMMANDS = {
     "precisions": "Which precisions of a frozen model work on this machine, tried, with bytes per weight.",
     "tokens": "Rare words for a subject in the model's own vocabularies; --judge WORD says whether one will do.",
     "watch": "Show a run in the browser while it goes on, or again afterwards: watch RUN_DIR.",
+    "import": "A configuration of SimpleTuner, kohya's sd-scripts or diffusers' DreamBooth scripts as a run.yaml.",
     "toybox": "Put a small trained model and photos of a subject beside you, for the quickstart.",
 }
 INTERRUPTED = 130
@@ -34,6 +35,7 @@ INTERRUPTED = 130
 TOOLS = {
     "inspect": "dreamlit.tools",
     "cache": "dreamlit.tools",
+    "import": "dreamlit.importing.command",
     "masks": "dreamlit.masking.command",
     "precisions": "dreamlit.precisions",
     "tokens": "dreamlit.tokens",

@@ -59,7 +59,7 @@ BASICS = (
 
 
 def group(name: str) -> str:
-    packages = ("families", "adapters", "datamodules", "callbacks", "live", "quantisation", "masking")
+    packages = ("families", "adapters", "datamodules", "callbacks", "live", "quantisation", "masking", "importing")
     for prefix in map("dreamlit.{}".format, packages):
         if name == prefix or name.startswith(prefix + "."):
             return prefix
@@ -120,6 +120,7 @@ def group(name: str) -> str:
             ),
         ),
         ("dreamlit.live", ()),
+        ("dreamlit.importing", ("dreamlit.adapters.lycoris_options", "dreamlit.__version__")),
         ("dreamlit.types", ()),
         ("dreamlit.errors", ()),
         ("dreamlit.seeds", ()),
