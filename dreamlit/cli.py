@@ -10,6 +10,8 @@ from dreamlit import __version__
 from dreamlit.errors import DreamlitError, nearest
 
 COMMANDS = {
+    "new": "Write a run.yaml for your model, photos and memory, with the reasons as comments.",
+    "doctor": "This machine and, with --config, whether a run will work on it: all problems in one report.",
     "fit": "Train: from a folder of photos to an adapter that other tools load.",
     "validate": "Loss on the 'eval' datasets, on a fixed grid of noise levels.",
     "test": "The same as validate, logged as loss/test.",
@@ -30,6 +32,8 @@ COMMANDS = {
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it (128 + SIGINT)."""
 TOOLS = {
+    "new": "dreamlit.newrun.command",
+    "doctor": "dreamlit.doctor.command",
     "inspect": "dreamlit.tools",
     "cache": "dreamlit.tools",
     "masks": "dreamlit.masking.command",
