@@ -229,7 +229,7 @@ class DreamlitCLI(LightningCLI):
         self.model.run_facts["config"] = yaml.safe_dump(self.config_dump, sort_keys=True)
         self.model.run_facts["allow_changes"] = list(self._get(self.config_init, "allow_changes"))
 
-    def checks(self, runs: bool) -> Iterator[Callable[[], None]]:
+    def checks(self, runs: bool) -> Iterator[Callable[[], Any]]:
         """Yield what must hold before anything is loaded; each raises with all faults of its kind.
 
         Args:

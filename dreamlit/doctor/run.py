@@ -184,17 +184,18 @@ def report_disk(run: Examined, estimate: Estimate, found: Findings) -> None:
     kept = min(kept, keep["keep"]) if keep["keep"] else kept
     kept += bool(keep["monitor"])
     checkpoints = kept * estimate.checkpoint * (4 if any(isinstance(c, EMA) for c in run.trainer.callbacks) else 3) // 3  # pyright: ignore
-    section = "disk"
-    for name, size, folder in (
-        (f"cache of {len(samples)} images, {len(captions)} captions", cache, pathlib.Path(data.cache_dir)),  # pyright: ignore
-        (f"{kept} checkpoints", checkpoints, root),
-    ):
-        free = shutil.disk_usage(existing(folder)).free
-        found.fact(section, name, f"{in_units(size):>8} in {folder} ({in_units(free)} free)")
-        if size > free:
-            found.problems.append(f"{name} needs {in_units(size)} in {folder}, where {in_units(free)} is free")
-        elif not os.access(existing(folder), os.W_OK):
-            found.problems.append(f"{folder} cannot be written to")
+    report_room(f"cache of {len(samples)} images, {len(captions)} captions", cache, data.cache_dir, found)  # pyright: ignore
+    report_room(f"{kept} checkpoints", checkpoints, root, found)
+
+
+def report_room(name: str, size: int, folder: pathlib.Path, found: Findings) -> None:
+    """Whether a folder, which need not be there yet, can take so many bytes."""
+    free = shutil.disk_usage(existing(folder)).free
+    found.fact("disk", name, f"{in_units(size):>8} in {folder} ({in_units(free)} free)")
+    if size > free:
+        found.problems.append(f"{name} needs {in_units(size)} in {folder}, where {in_units(free)} is free")
+    elif not os.access(existing(folder), os.W_OK):
+        found.problems.append(f"{folder} cannot be written to")
 
 
 def existing(folder: pathlib.Path) -> pathlib.Path:

@@ -97,7 +97,7 @@ class Kernels(TorchFunctionMode):
 
     def __init__(self, device: str, stored: dict[int, str] | None = None) -> None:
         super().__init__()
-        self.device, self.stored = device, stored or {}
+        self.device, self.stored = device, {} if stored is None else stored
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

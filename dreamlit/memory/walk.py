@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
+from torch.utils.checkpoint import checkpoint
 
 from dreamlit.families import vae
 from dreamlit.families.loading import load_config_object
-from dreamlit.memory.live import LiveBytes, emptied, without_memory
+from dreamlit.memory.live import Kernels, LiveBytes, emptied, without_memory
 from dreamlit.memory.weights import bare, few_bits, precision_of, saving
 from dreamlit.quantisation import NO_CHANGE
 from dreamlit.types import Batch
@@ -118,9 +120,11 @@ def train(
     packed = few_bits(denoiser, level)
     adapter.attach(denoiser, seed=0)
     own = adapter.modules_to_register().values()
-    if twin.gradient_checkpointing:
-        denoiser.enable_gradient_checkpointing()
     stored: dict[int, str] = {}
+    if twin.gradient_checkpointing:  # what is computed anew in the backward pass, where no mode of functions holds
+        again = functools.partial(Kernels, work.device, stored)
+        options: dict[str, Any] = {"use_reentrant": False, "context_fn": lambda: (contextlib.nullcontext(), again())}
+        denoiser.enable_gradient_checkpointing(functools.partial(checkpoint, **options))
     with without_memory(work.device, stored) as live:
         for module in (denoiser, *own):
             emptied(module, dtype)
