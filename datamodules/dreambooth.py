@@ -185,9 +185,7 @@ class DreamBoothData(LightningDataModule):
         manifest = self.manifest(encoders.stride)
         self._caches = self.caches(encoders, manifest)
         self._module.run_facts["manifest_digest"] = manifest.digest()
-        self._module.regularised = any(sample.role == Role.REGULARISATION for sample in manifest.samples)
-        prompted = {spec.id for spec in self.specs.images if spec.class_prompt}
-        self._module.class_prompts = any(sample.dataset_id in prompted for sample in manifest.samples)
+        self.tell_roles(manifest)
         known = leak(manifest.samples, manifest.eval_samples) if stage == "fit" else None
         if known and self.trainer is not None and self.trainer.is_global_zero:
             warn(known)  # such a run would be steered by photos that it learns by heart
@@ -196,6 +194,12 @@ class DreamBoothData(LightningDataModule):
                 "there is no image to evaluate; set data.hold_out, or add a dataset with dataset_type: eval whose "
                 "images are never trained on"
             )
+
+    def tell_roles(self, manifest: Manifest) -> None:
+        """Tells the module whether there are regularisation samples and class prompts."""
+        self._module.regularised = any(sample.role == Role.REGULARISATION for sample in manifest.samples)
+        prompted = {spec.id for spec in self.specs.images if spec.class_prompt}
+        self._module.class_prompts = any(sample.dataset_id in prompted for sample in manifest.samples)
 
     def train_dataloader(self) -> PlanLoader:
         assert self.trainer is not None

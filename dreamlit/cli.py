@@ -12,6 +12,8 @@ from dreamlit.errors import DreamlitError, nearest
 from dreamlit.imports import quick_imports
 
 COMMANDS = {
+    "new": "Write a run.yaml for your model, photos and memory, with the reasons as comments.",
+    "doctor": "This machine and, with --config, whether a run will work on it: all problems in one report.",
     "fit": "Train: from a folder of photos to an adapter that other tools load.",
     "validate": "Loss on the 'eval' datasets, on a fixed grid of noise levels.",
     "test": "The same as validate, logged as loss/test.",
@@ -33,6 +35,8 @@ COMMANDS = {
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it (128 + SIGINT)."""
 TOOLS = {
+    "new": "dreamlit.newrun.command",
+    "doctor": "dreamlit.doctor.command",
     "inspect": "dreamlit.tools",
     "cache": "dreamlit.tools",
     "import": "dreamlit.importing.command",

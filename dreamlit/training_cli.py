@@ -7,6 +7,7 @@ import io
 import os
 import pathlib
 import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import yaml
@@ -216,20 +217,35 @@ class DreamlitCLI(LightningCLI):
         return super().instantiate_trainer(**{**options, "callbacks": own})
 
     def after_instantiate_classes(self) -> None:
+        self.describe_run()
+        for check in self.checks(runs=self.run_command and self.subcommand != "plan"):
+            check()
+
+    def describe_run(self) -> None:
+        """Tells the parts what the configuration is."""
         assert isinstance(self.model, DreamBooth) and isinstance(self.datamodule, DreamBoothData)
         self._dump_config()
         self.datamodule.progress = self.trainer.progress_bar_callback is not None
         self.datamodule.precision = str(self.trainer.precision)
         self.model.run_facts["config"] = yaml.safe_dump(self.config_dump, sort_keys=True)
         self.model.run_facts["allow_changes"] = list(self._get(self.config_init, "allow_changes"))
-        check_combinations(self.model, self.datamodule, self.trainer, training=self.subcommand == "fit")
+
+    def checks(self, runs: bool) -> Iterator[Callable[[], Any]]:
+        """Yield what must hold before anything is loaded; each raises with all faults of its kind.
+
+        Args:
+            runs: Whether a model will be loaded.
+        """
+        model, data, trainer, training = self.model, self.datamodule, self.trainer, self.subcommand == "fit"
+        assert isinstance(model, DreamBooth) and isinstance(data, DreamBoothData)
+        yield lambda: check_combinations(model, data, trainer, training)
         ckpt_path = self._get(self.config_init, "ckpt_path")
-        if self.subcommand == "fit" and ckpt_path:
-            resume.compare_configs(pathlib.Path(ckpt_path), self.config_dump, self.model.run_facts["allow_changes"])
-        runs = self.run_command and self.subcommand != "plan"
-        check_model(self.model, build=runs)
+        if training and ckpt_path:
+            path, allowed = pathlib.Path(ckpt_path), model.run_facts["allow_changes"]
+            yield lambda: resume.compare_configs(path, self.config_dump, allowed)
+        yield lambda: check_model(model, build=runs)
         if runs:
-            check_levels(self.model, self.trainer)
+            yield lambda: check_levels(model, trainer)
 
     def _run_subcommand(self, subcommand: str) -> None:
         if not self.run_command:
@@ -275,14 +291,15 @@ def parts_of(config: str) -> tuple[DreamBooth, DreamBoothData]:
     return cli.model, cli.datamodule
 
 
-def made(args: list[str], run_command: bool = True) -> DreamlitCLI:
+def made(args: list[str], run_command: bool = True, kind: type[DreamlitCLI] = DreamlitCLI) -> Any:
+    """The command line of a configuration, after it ran; `kind` may do otherwise with what it finds."""
     quieten()
     token = base_folder.set(os.getcwd())
     try:
         # Lightning starts further processes with this process's command line, so it must say what is run.
         sys.argv[1:] = expand_layers(with_flags([args[0].replace("-", "_"), *args[1:]]))
         make_importable([pathlib.Path.cwd(), *(path.parent for path in config_paths(sys.argv[1:]))])
-        return DreamlitCLI(run_command)
+        return kind(run_command)
     except MisconfigurationException as error:
         raise ConfigError(str(error)) from error
     finally:

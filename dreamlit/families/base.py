@@ -232,6 +232,10 @@ class Family(Drawing, ABC):
         if (torch := sys.modules.get("torch")) and torch.cuda.is_initialized():
             torch.cuda.empty_cache()
 
+    def stand_in(self, name: str, component: Any) -> None:
+        """Take `component` for the loaded one of this name, to walk through the family's work without its weights."""
+        self._loaded[name] = component
+
     def part(self, name: str) -> Any:
         """A loaded component by its name in `model_index.json`."""
         if name not in self._loaded:

@@ -1,0 +1,1 @@
+"""`dreamlit doctor`: what this machine is, and whether a run's configuration will work on it."""

@@ -1,0 +1,1 @@
+"""How much memory a run needs, found by walking its training step through without memory; see docs/doctor.md."""

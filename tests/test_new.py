@@ -1,0 +1,160 @@
+"""`dreamlit new`: a configuration that plans and trains as it stands, and what it refuses."""
+
+import pathlib
+import sys
+
+import pytest
+import yaml
+
+from dreamlit.newrun import choices
+from dreamlit.newrun.material import read_photos
+from runs import command, write_masks, write_photos
+from tests.tiny import made, tiny_sd
+
+SIZES = [(96, 64), (64, 64), (64, 96)]
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    root = tmp_path_factory.mktemp("new")
+    write_photos(root / "photos", SIZES)
+    write_masks(root / "masks", SIZES)
+    write_photos(root / "class", [(64, 64)] * 5, seed=1)
+    return root
+
+
+@pytest.fixture(scope="module", params=["sd", "sd3"])
+def written(request, photos, tmp_path_factory):
+    """A configuration that was written for a tiny model: SD with class images, a flow model without."""
+    root = tmp_path_factory.mktemp(request.param)
+    model = tiny_sd(root / "model") if request.param == "sd" else made("sd3", root / "model", {})
+    path = root / "run.yaml"
+    words = ["--model", model, "--photos", photos / "photos", "--masks", photos / "masks", "--class", "ape"]
+    words += ["--class-images", photos / "class"] if request.param == "sd" else []
+    assert command("new", *map(str, words), "--resolution", "64", "--output", str(path)) == 0
+    return path
+
+
+def test_it_plans_and_trains_as_it_stands(written, monkeypatch, capsys):
+    monkeypatch.chdir(written.parent)
+    assert command("plan", "--config", str(written)) == 0
+    assert "Run:" in capsys.readouterr().out
+    few = ["--trainer.max_steps", "4", "--model.lr_warmup_steps", "1", "--trainer.callbacks", "[]"]
+    assert command("fit", "--config", str(written), *few, "--trainer.enable_progress_bar", "false") == 0
+    assert (written.parent / "runs" / "run" / "run.safetensors").exists()
+
+
+def test_it_says_what_it_was_told_and_why(written):
+    text = written.read_text()
+    config = yaml.safe_load(text)
+    assert config["model"]["family"]["class_path"] in ("SD", "SD3")
+    subject, masks, *others = config["data"]["datasets"]
+    assert subject["instance_prompt"] == "a photo of sks ape" and masks["conditioning_type"] == "mask"
+    told = others[0]["instance_prompt"] if others else subject["class_prompt"]
+    assert told == "a photo of an ape"
+    assert "# Memory: about" in text and "docs/evidence" in text
+
+
+def test_an_existing_file_is_not_overwritten(written, photos, capsys):
+    before = written.read_text()
+    words = ["--model", "x", "--photos", str(photos / "photos"), "--class", "dog", "--output", str(written)]
+    assert command("new", *words) == 2
+    assert "--force" in capsys.readouterr().err
+    assert written.read_text() == before
+
+
+def test_without_a_terminal_the_missing_flags_are_named(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: False, raising=False)
+    assert command("new", "--photos", ".", "--dry-run") == 2
+    shown = capsys.readouterr().err
+    assert "--model" in shown and "--class" in shown and "--photos" not in shown
+
+
+def test_a_terminal_is_asked_for_what_is_missing(monkeypatch):
+    from dreamlit.newrun import command as new
+
+    answers = iter(["model", "", "photos", "dog", "", ""])
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr("builtins.input", lambda question: next(answers))
+    options = new.parser().parse_args(["--dry-run"])
+    new.ask_for_missing(options)
+    assert (options.model, options.photos, options.class_name) == ("model", "photos", "dog")
+    assert options.masks is None and options.class_images is None
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--photos", "nowhere"], "no such folder"),
+        (["--photos", "empty"], "there is no image in it"),
+        (["--photos", "broken"], "bad.png"),
+        (["--model", "other"], "no family loads its FancyPipeline"),
+        (["--model", "nothing/there/at/all"], "no such folder"),
+        (["--masks", "nowhere"], "--masks nowhere"),
+        (["--memory", "0"], "--memory is 0"),
+        (["--resolution", "3"], "--resolution is 3"),
+        (["--subject-word", " "], "--subject-word is empty"),
+    ],
+)
+def test_bad_input_is_refused_with_its_name(words, told, photos, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name in ("empty", "broken", "other"):
+        pathlib.Path(name).mkdir()
+    pathlib.Path("broken/bad.png").write_bytes(b"no image")
+    pathlib.Path("other/model_index.json").write_text('{"_class_name": "FancyPipeline"}')
+    good = {"--model": "other", "--photos": str(photos / "photos"), "--class": "dog"}
+    good |= dict([words])
+    assert command("new", *(word for pair in good.items() for word in pair), "--dry-run") == 2
+    assert told in capsys.readouterr().err
+    assert not pathlib.Path("run.yaml").exists()
+
+
+def test_the_first_way_that_fits_is_taken_and_none_is_an_error(photos, tmp_path, monkeypatch, capsys):
+    from dreamlit.memory.estimate import Estimate, Phase
+
+    sizes = {(4, False): 40, (4, True): 30, (1, True): 20}
+    seen = []
+
+    def examined(text, estimator):
+        config = yaml.safe_load(text)
+        options = config["model"]["family"]["init_args"]
+        key = config["data"]["batch_size"], options.get("gradient_checkpointing", False)
+        seen.append((*key, config["model"].get("base_model_precision", "no_change")))
+        size = sizes[key] if seen[-1][2] == "no_change" else 10
+        return Estimate((Phase("training", (("all", size * 1024**3),)),), 0, 0, 0)
+
+    monkeypatch.setattr("dreamlit.newrun.command.examined", examined)
+    words = [
+        "--model",
+        str(tiny_sd(tmp_path / "sd")),
+        "--photos",
+        str(photos / "photos"),
+        "--class",
+        "dog",
+        "--dry-run",
+    ]
+    assert command("new", *words, "--memory", "24") == 0
+    text = capsys.readouterr().out
+    assert seen[-1] == (1, True, "no_change") and "accumulate_grad_batches: 4" in text
+    assert command("new", *words, "--memory", "12") == 0
+    assert "base_model_precision: int8-quanto" in capsys.readouterr().out
+    assert command("new", *words, "--memory", "8") == 2
+    assert "the most frugal needs 10.0 GB" in capsys.readouterr().err
+
+
+def test_small_photos_are_not_enlarged(photos, tmp_path):
+    family = choices_family(tmp_path)
+    small = read_photos(str(photos / "photos"), "--photos")
+    assert choices.choose_sizes(family, small, None).resolution <= small.usual_side
+
+
+def test_steps_grow_with_the_photos_and_end_somewhere(photos):
+    few = read_photos(str(photos / "photos"), "--photos")
+    many = read_photos(str(photos / "class"), "--photos")
+    assert choices.choose_steps(few, False)[0] <= choices.choose_steps(many, True)[0] <= choices.MOST
+
+
+def choices_family(root):
+    from dreamlit.families import SD
+
+    return SD(str(tiny_sd(root / "sd")))
