@@ -49,8 +49,8 @@ data:
     - {id: dogs, instance_data_dir: photos/dogs, instance_prompt: a photo of a dog, is_regularisation_data: true}
 ```
 
-`data.class_images` stands beside the list and makes such a dataset: the run draws the pictures itself, before its caches are
-filled ([class_images.md](class_images.md)).
+`data.class_images` stands beside the list and makes such a dataset: the run draws the pictures itself, before its
+caches are filled ([class_images.md](class_images.md)).
 
 ```yaml
 data:
