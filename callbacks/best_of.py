@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
@@ -117,6 +118,7 @@ class BestOf(Callback):
                 self._keep(trainer, module, step, chosen, saved)
             except Exception as error:
                 failure = f"{type(error).__name__}: {error}"
+                self._clear_away(trainer, step)
         if failure:
             self.failures += 1
             if self.failures == 1:
@@ -125,6 +127,12 @@ class BestOf(Callback):
                     f"BestOf: step {step} could not be kept ({failure}); the run goes on. Later failures are only "
                     "counted",
                 )
+
+    def _clear_away(self, trainer: Trainer, step: int) -> None:
+        """Removes what there is of a step that could not be kept; on a full disk it would be in the way."""
+        if step not in self._front:
+            with contextlib.suppress(OSError):
+                remove(folder_of(trainer), run_name(trainer), step)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.failures > 1:

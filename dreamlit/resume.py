@@ -52,8 +52,8 @@ MAY_CHANGE = (
 
 CALLBACKS_THAT_TRAIN = ("ScheduledSampling", "PriorControl")
 """Callbacks whose options decide what is learned: to add, change or leave out one makes another run of it."""
-OPTIONS_THAT_AVERAGE = ("EMA.decay", "EMA.sigma_rel", "EMA.update_every_n_steps")
-"""Options that decide what the average of a run is, where it has one before and after; all others may change."""
+OPTIONS_THAT_AVERAGE = ("EMA.decay", "EMA.update_every_n_steps")
+"""Options that decide what the average of a run is, where it has one before and after. `EMA` itself compares widths."""
 NEVER_CHANGE = ("model.optimizer.class_path", "model.adapter.class_path")
 
 

@@ -250,8 +250,9 @@ def test_scoring_that_fails_is_one_warning_and_the_run_goes_on(tmp_path, tiny_sd
     assert (root / "run.safetensors").exists() and not (root / "best-of").exists()
 
 
+@pytest.mark.parametrize("what", ["checkpoint", "adapter"])
 def test_a_step_that_cannot_be_kept_is_one_warning_and_the_run_goes_on(
-    tmp_path, tiny_sd_model, subject, models, monkeypatch, capsys
+    tmp_path, tiny_sd_model, subject, models, monkeypatch, capsys, what
 ):
     """The disk is full for what BestOf would keep beside the run's own checkpoints, of which there are fewer."""
     planned(monkeypatch, [(0.2, 0.3), (0.3, 0.3), (0.4, 0.3)])
@@ -262,7 +263,15 @@ def test_a_step_that_cannot_be_kept_is_one_warning_and_the_run_goes_on(
             raise CheckpointError("no space left on device")
         write(self, checkpoint, path, storage_options)
 
-    monkeypatch.setattr(AtomicCheckpointIO, "save_checkpoint", full)
+    def full_later(trainer, module, folder, stem):
+        (folder / f"{stem}.safetensors").write_bytes(b"half of it")
+        if trainer.global_step < 3:
+            raise OSError("no space left on device")
+
+    if what == "checkpoint":
+        monkeypatch.setattr(AtomicCheckpointIO, "save_checkpoint", full)
+    else:
+        monkeypatch.setattr("dreamlit.callbacks.best_of.export_all", full_later)
     config = configured(tmp_path / "run", tiny_sd_model, subject, {"clip": str(models.clip)}, {})
     config = without(merged(config, {"checkpoint.every_n_steps": 3, "trainer.enable_progress_bar": True}), "EMA")
     with pytest.warns(UserWarning, match="step 1 could not be kept.*no space left") as caught:
@@ -271,6 +280,9 @@ def test_a_step_that_cannot_be_kept_is_one_warning_and_the_run_goes_on(
     assert len(lines) == 2 and "2 steps could not be kept" in lines[1]
     assert list(json.loads((root / "best-of" / "front.json").read_text())["steps"]) == ["3"]  # there is a checkpoint
     assert "scoring previews" in capsys.readouterr().err
+    assert not [
+        path.name for path in (root / "best-of").iterdir() if "00000" in path.name and "000003" not in path.name
+    ]
 
 
 @pytest.mark.slow
