@@ -336,6 +336,15 @@ def test_repeats_of_kohya_and_diffusers_are_one_more(here):
         assert [one["repeats"].value for one in draft.datasets if "repeats" in one] == [repeats], name
 
 
+def test_a_dataset_configuration_of_kohya_may_be_json(here):
+    config = here("kohya-flux-masked")
+    subsets = [{"image_dir": "photos", "class_tokens": "sks dog", "caption_extension": ".none"}]
+    content = {"general": {"num_repeats": 3}, "datasets": [{"resolution": 512, "subsets": subsets}]}
+    pathlib.Path("dataset.json").write_text(json.dumps(content))
+    entry = imported(config, pathlib.Path("dataset.json")).datasets[0]
+    assert entry["repeats"].value == 2 and entry["instance_prompt"].value == "sks dog"
+
+
 def test_full_rank_lokr_is_recognised_by_its_dimension(here):
     values = imported(here("simpletuner-flux-lycoris")).values
     assert values["model.adapter.init_args.full_matrix"].value is True
@@ -485,6 +494,14 @@ BROKEN = {
             "must hold [[datasets]]",
         ),
         (
+            "python train_network.py --pretrained_model_name_or_path=m --dataset_config=none.toml",
+            "needs [[datasets.subsets]]",
+        ),
+        (
+            "python train_network.py --pretrained_model_name_or_path=m --dataset_config=odd.toml",
+            "'big' is not a number",
+        ),
+        (
             "python train_network.py --pretrained_model_name_or_path=m --network_module=networks.oft",
             "network_module is",
         ),
@@ -506,6 +523,8 @@ BESIDE = {
     "dylora.json": json.dumps({"algo": "dylora", "linear_dim": 4}),
     "d.toml": "",
     "bad.toml": "[general]\nkeep_tokens = 1\n",
+    "none.toml": "[[datasets]]\nresolution = 512\n",
+    "odd.toml": "[[datasets]]\nresolution = 'big'\n[[datasets.subsets]]\nimage_dir = 'x'\n",
 }
 
 

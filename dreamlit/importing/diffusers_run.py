@@ -50,7 +50,7 @@ def place_adapter(draft: Draft, adapter: str, targets: Any, script: str) -> None
         return
     ending = script.removeprefix("train_dreambooth_lora_").removesuffix(".py")
     if alpha is None and ending in diffusers_scripts.ALPHA_OF_ITS_OWN:
-        draft.set("adapter.alpha", 4, "diffusers's default of lora_alpha")
+        draft.set("adapter.alpha", 4, "the default of lora_alpha in diffusers")
     elif alpha is not None:
         draft.set("adapter.alpha", alpha, f"lora_alpha: {alpha}")
     draft.set("adapter.init", "gaussian", "as the script has it")

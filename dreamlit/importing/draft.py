@@ -75,7 +75,7 @@ class Draft:
             if rule.default is not None and name not in given:
                 applies = rule.when is None or rule.when in self.facts
                 if applies:
-                    self._take(rule, where, name, rule.default, f"{self.tool}'s default of {name}", into)
+                    self._take(rule, where, name, rule.default, f"the default of {name} in {self.tool}", into)
 
     def _take(self, rule: Rule, where: str, name: str, value: Any, source: str, into: Any) -> None:
         if rule.kind == "idle":

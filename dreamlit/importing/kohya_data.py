@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pathlib
 import re
-from typing import Any
+from typing import Any, TypeGuard
 
 from dreamlit.errors import ConfigError
 from dreamlit.importing import entries
@@ -74,24 +74,30 @@ def place_datasets(draft: Draft, options: dict[str, Any], tables: Source | None)
 
 
 def listed(options: dict[str, Any], tables: Source | None) -> list[dict[str, Any]]:
-    """The datasets with their subsets, those of [general] filled in."""
+    """The datasets with their subsets: of the file, or of the folders that the command line names."""
     if tables is not None:
-        unknown = set(tables.tables) - {"general", "datasets"}
-        found = tables.tables.get("datasets")
-        if unknown or not isinstance(found, list):
-            raise ConfigError(
-                f"{tables.path} must hold [[datasets]] and may hold [general]; it has {sorted(tables.tables)}"
-            )
-        general = tables.tables.get("general", {})
-        made = [{**general, **one, "subsets": one.get("subsets", [])} for one in found]
-        if not all(isinstance(one["subsets"], list) and one["subsets"] for one in made):
-            raise ConfigError(f"{tables.path}: each of [[datasets]] needs [[datasets.subsets]] with an image_dir")
-        return made
+        return of_file(tables)
     subsets = []
     for name, is_reg in (("train_data_dir", False), ("reg_data_dir", True)):
         if options.get(name):
             subsets += numbered_folders(pathlib.Path(str(options[name])).expanduser(), name, is_reg)
     return [{"subsets": subsets}] if subsets else []
+
+
+def of_file(source: Source) -> list[dict[str, Any]]:
+    """The datasets of TOML tables or of JSON, those keys of `general` filled in."""
+    content = {**source.options, **source.tables}
+    found, general = content.get("datasets"), content.get("general", {})
+    if content.keys() - {"general", "datasets"} or not are_tables(found) or not isinstance(general, dict):
+        raise ConfigError(f"{source.path} must hold [[datasets]] and may hold [general]; it has {sorted(content)}")
+    made = [{**general, **one} for one in found]
+    if not all(are_tables(one.get("subsets")) for one in made):
+        raise ConfigError(f"{source.path}: each of [[datasets]] needs [[datasets.subsets]] with an image_dir")
+    return made
+
+
+def are_tables(value: Any) -> TypeGuard[list[dict[str, Any]]]:
+    return isinstance(value, list) and bool(value) and all(isinstance(one, dict) for one in value)
 
 
 def numbered_folders(folder: pathlib.Path, option: str, is_reg: bool) -> list[dict[str, Any]]:
