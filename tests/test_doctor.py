@@ -8,6 +8,7 @@ import torch
 from dreamlit.doctor import machine
 from dreamlit.doctor import run as doctor_run
 from dreamlit.doctor.findings import Findings, in_units
+from dreamlit.memory.estimate import Estimate, Phase
 from runs import base_config, command, merged, write_config, write_photos
 from tests.tiny import tiny_sd
 
@@ -62,10 +63,13 @@ def test_all_faults_of_a_configuration_are_told_at_once(config, tmp_path, capsys
     assert "no estimate of memory" in shown
 
 
-def test_a_device_that_is_too_small_is_a_problem(config, tmp_path, capsys):
-    path = write_config(tmp_path / "run.yaml", config)
-    assert command("doctor", "--config", str(path), "--memory", "0.001") == 1
-    assert "problem: training needs about" in capsys.readouterr().out
+@pytest.mark.parametrize(("memory", "told"), [(11, "problem"), (12.5, "note"), (24, "nothing")])
+def test_a_device_that_is_too_small_is_a_problem_and_a_tight_one_a_note(memory, told):
+    phases = Phase("caching", (("encoder", 10 * 2**30),)), Phase("training", (("all", 12 * 2**30),))
+    found = Findings()
+    doctor_run.report_memory(Estimate(phases, 0, 0, 0, 0), "cuda", found, int(memory * 2**30))
+    assert [bool(found.problems), bool(found.notes)] == [told == "problem", told == "note"]
+    assert all("training needs about 12.0 GB" in line for line in (*found.problems, *found.notes))
 
 
 def test_a_hub_model_that_is_not_here_is_said_plainly(config, tmp_path, capsys):

@@ -47,7 +47,18 @@ BASICS = ("dreamlit.types", "dreamlit.errors", "dreamlit.seeds", "dreamlit.quiet
 
 
 def group(name: str) -> str:
-    packages = ("families", "adapters", "datamodules", "callbacks", "live", "quantisation", "masking")
+    packages = (
+        "families",
+        "adapters",
+        "datamodules",
+        "callbacks",
+        "live",
+        "quantisation",
+        "masking",
+        "memory",
+        "doctor",
+        "newrun",
+    )
     for prefix in map("dreamlit.{}".format, packages):
         if name == prefix or name.startswith(prefix + "."):
             return prefix
@@ -106,6 +117,10 @@ def group(name: str) -> str:
                 *("dreamlit.datamodules", "dreamlit.images", "dreamlit.encoder_input"),
                 *("dreamlit.families.files", "dreamlit.families.fingerprints"),  # where models lie, not what they are
             ),
+        ),
+        (
+            "dreamlit.memory",
+            ("dreamlit.families", "dreamlit.adapters", "dreamlit.quantisation", "dreamlit.module"),
         ),
         ("dreamlit.live", ()),
         ("dreamlit.types", ()),

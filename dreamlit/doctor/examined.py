@@ -81,10 +81,16 @@ class Examined(DreamlitCLI):
         data: Any = self.datamodule
         data.attach(self.model)
         self.note(lambda: refuse_dataset_folders(self.trainer.default_root_dir, data.specs, "trainer.default_root_dir"))
-        stride = 8 if self.absent else self.model.family.stride  # pyright: ignore[reportAttributeAccessIssue]
-        self.manifest = data.manifest(stride)
+        self.manifest = data.manifest(self._stride())
         assert self.manifest is not None
         data.tell_roles(self.manifest)
+
+    def _stride(self) -> int:
+        """The model's, or one that every alignment is a multiple of, where the model cannot be read."""
+        try:
+            return self.model.family.stride  # pyright: ignore[reportAttributeAccessIssue]
+        except ModelError:
+            return 1
 
 
 def examine(words: list[str]) -> Examined:
