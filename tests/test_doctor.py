@@ -76,7 +76,7 @@ def test_a_hub_model_that_is_not_here_is_said_plainly(config, tmp_path, capsys):
     changed = merged(config, {"model.family.init_args.path": "nobody/nothing"})
     command("doctor", "--config", str(write_config(tmp_path / "run.yaml", changed)))
     shown = capsys.readouterr().out
-    assert "nobody/nothing is not in this machine's hub cache" in shown
+    assert "nobody/nothing is no folder here, nor in this machine's hub cache" in shown
     assert "there is no estimate of its memory" in shown
 
 
@@ -150,3 +150,14 @@ def test_a_full_disk_is_a_problem(monkeypatch, tmp_path):
 
 def test_units_are_those_of_cards():
     assert [in_units(size) for size in (10, 2**20, 24 * 2**30)] == ["10 B", "1 MB", "24.0 GB"]
+
+
+def test_missing_devices_are_a_problem_beside_the_others(config, tmp_path, capsys):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    changed = merged(config, {"trainer.accelerator": "gpu", "trainer.strategy": "fsdp", "trainer.overfit_batches": 1})
+    changed = merged(changed, {"model.family.init_args.path": str(tmp_path / "no-model")})
+    assert command("doctor", "--config", str(write_config(tmp_path / "run.yaml", changed))) == 1
+    shown = capsys.readouterr().out
+    for what in ("accelerator 'gpu'", "'fsdp'", "overfit_batches", "no-model"):
+        assert what in shown, shown
