@@ -3,8 +3,8 @@
     python scripts/benchmark_memory.py [--models sd-medium sd3-medium ...] [--work /tmp/memory]
 
 Makes random models with wide denoisers, estimates one training step without memory, then takes it:
-forward, backward and AdamW twice, in this process, with PyTorch's profiler recording each allocation. Compared is the
-peak of the second step: weights, gradients, optimizer state and activations together.
+forward, backward and AdamW twice, in this process, the second time with PyTorch's profiler recording each allocation.
+Compared is the peak of that step: weights, gradients, optimizer state and activations together.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from dreamlit.families.files import read_json
 from dreamlit.families.loading import component_class
 from dreamlit.memory.walk import AUTOCAST, Work, asked, read_caption, train
 from dreamlit.quantisation import NO_CHANGE
+from dreamlit.quantisation.layers import is_quantised, stored_bytes
 from dreamlit.quiet import quieten
 
 MODELS: dict[str, tuple[type[Family], str, dict[str, Any]]] = {
@@ -95,26 +96,39 @@ def medium(name: str, root: pathlib.Path) -> pathlib.Path:
 
 
 def measured(family: Family, adapter: Adapter, work: Work, texts: dict[str, Any], level: str) -> int:
-    """Peak of the bytes that PyTorch's allocator held during the second of two training steps."""
-    gc.collect()
+    """Most bytes that are held in the second of two training steps: what was there before it, and what it allocates."""
     family = family.fresh()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        family.store(level, [])
-        family.load("denoiser")
-        adapter.attach(family.denoiser, seed=0)
-        family.prepare_denoiser()
-        parameters = list(adapter.parameters().values())
-        optimizer = adam(parameters)
-        texts = {n: torch.randn(v.shape).to(v.dtype) if v.is_meta else v for n, v in texts.items()}
+    family.store(level, [])
+    family.load("denoiser")
+    adapter.attach(family.denoiser, seed=0)
+    family.prepare_denoiser()
+    optimizer = adam(list(adapter.parameters().values()))
+    texts = {n: torch.randn(v.shape).to(v.dtype) if v.is_meta else v for n, v in texts.items()}
+
+    def step() -> None:
+        optimizer.zero_grad()
         dtype = AUTOCAST.get(work.precision)
-        for _ in range(2):
-            optimizer.zero_grad()
-            with torch.autocast("cpu", dtype) if dtype else contextlib.nullcontext():
-                loss = family.predict(*asked(family, work.batch, work.size, texts)).square().mean()
-                loss.backward()
-            del loss
-            optimizer.step()
-    return peak_of(profiler)
+        with torch.autocast("cpu", dtype) if dtype else contextlib.nullcontext():
+            loss = family.predict(*asked(family, work.batch, work.size, texts)).square().mean()
+            loss.backward()
+        optimizer.step()
+
+    step()
+    optimizer.zero_grad()
+    gc.collect()
+    held = held_by(family.denoiser, *adapter.modules_to_register().values())
+    held += sum(v.nbytes for state in optimizer.state.values() for v in state.values() if isinstance(v, torch.Tensor))
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        step()
+    return held + peak_of(profiler)
+
+
+def held_by(*modules: torch.nn.Module) -> int:
+    """Bytes of the weights and buffers of modules, layers in few bits as they are stored."""
+    packed = {id(part.weight): part for module in modules for part in module.modules() if is_quantised(part)}
+    tensors = {id(t): t for module in modules for t in (*module.parameters(), *module.buffers())}
+    whole = sum(tensor.nbytes for key, tensor in tensors.items() if key not in packed)
+    return whole + sum(stored_bytes(layer) for layer in packed.values())
 
 
 def peak_of(profiler: Any) -> int:

@@ -8,6 +8,7 @@ import torch
 from dreamlit.doctor import machine
 from dreamlit.doctor import run as doctor_run
 from dreamlit.doctor.findings import Findings, in_units
+from dreamlit.memory.estimate import Estimate, Phase
 from runs import base_config, command, merged, write_config, write_photos
 from tests.tiny import tiny_sd
 
@@ -62,17 +63,20 @@ def test_all_faults_of_a_configuration_are_told_at_once(config, tmp_path, capsys
     assert "no estimate of memory" in shown
 
 
-def test_a_device_that_is_too_small_is_a_problem(config, tmp_path, capsys):
-    path = write_config(tmp_path / "run.yaml", config)
-    assert command("doctor", "--config", str(path), "--memory", "0.001") == 1
-    assert "problem: training needs about" in capsys.readouterr().out
+@pytest.mark.parametrize(("memory", "told"), [(11, "problem"), (12.5, "note"), (24, "nothing")])
+def test_a_device_that_is_too_small_is_a_problem_and_a_tight_one_a_note(memory, told):
+    phases = Phase("caching", (("encoder", 10 * 2**30),)), Phase("training", (("all", 12 * 2**30),))
+    found = Findings()
+    doctor_run.report_memory(Estimate(phases, 0, 0, 0, 0), "cuda", found, int(memory * 2**30))
+    assert [bool(found.problems), bool(found.notes)] == [told == "problem", told == "note"]
+    assert all("training needs about 12.0 GB" in line for line in (*found.problems, *found.notes))
 
 
 def test_a_hub_model_that_is_not_here_is_said_plainly(config, tmp_path, capsys):
     changed = merged(config, {"model.family.init_args.path": "nobody/nothing"})
     command("doctor", "--config", str(write_config(tmp_path / "run.yaml", changed)))
     shown = capsys.readouterr().out
-    assert "nobody/nothing is not in this machine's hub cache" in shown
+    assert "nobody/nothing is no folder here, nor in this machine's hub cache" in shown
     assert "there is no estimate of its memory" in shown
 
 
@@ -146,3 +150,14 @@ def test_a_full_disk_is_a_problem(monkeypatch, tmp_path):
 
 def test_units_are_those_of_cards():
     assert [in_units(size) for size in (10, 2**20, 24 * 2**30)] == ["10 B", "1 MB", "24.0 GB"]
+
+
+def test_missing_devices_are_a_problem_beside_the_others(config, tmp_path, capsys):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    changed = merged(config, {"trainer.accelerator": "gpu", "trainer.strategy": "fsdp", "trainer.overfit_batches": 1})
+    changed = merged(changed, {"model.family.init_args.path": str(tmp_path / "no-model")})
+    assert command("doctor", "--config", str(write_config(tmp_path / "run.yaml", changed))) == 1
+    shown = capsys.readouterr().out
+    for what in ("accelerator 'gpu'", "'fsdp'", "overfit_batches", "no-model"):
+        assert what in shown, shown

@@ -59,7 +59,19 @@ BASICS = (
 
 
 def group(name: str) -> str:
-    packages = ("families", "adapters", "datamodules", "callbacks", "live", "quantisation", "masking", "importing")
+    packages = (
+        "families",
+        "adapters",
+        "datamodules",
+        "callbacks",
+        "live",
+        "quantisation",
+        "masking",
+        "importing",
+        "memory",
+        "doctor",
+        "newrun",
+    )
     for prefix in map("dreamlit.{}".format, packages):
         if name == prefix or name.startswith(prefix + "."):
             return prefix
@@ -118,6 +130,10 @@ def group(name: str) -> str:
                 *("dreamlit.datamodules", "dreamlit.images", "dreamlit.encoder_input"),
                 *("dreamlit.families.files", "dreamlit.families.fingerprints"),  # where models lie, not what they are
             ),
+        ),
+        (
+            "dreamlit.memory",
+            ("dreamlit.families", "dreamlit.adapters", "dreamlit.quantisation", "dreamlit.module"),
         ),
         ("dreamlit.live", ()),
         ("dreamlit.importing", ("dreamlit.adapters.lycoris_options", "dreamlit.__version__")),

@@ -121,7 +121,7 @@ def test_the_first_way_that_fits_is_taken_and_none_is_an_error(photos, tmp_path,
         key = config["data"]["batch_size"], options.get("gradient_checkpointing", False)
         seen.append((*key, config["model"].get("base_model_precision", "no_change")))
         size = sizes[key] if seen[-1][2] == "no_change" else 10
-        return Estimate((Phase("training", (("all", size * 1024**3),)),), 0, 0, 0)
+        return Estimate((Phase("training", (("all", size * 1024**3),)),), 0, 0, 0, 0)
 
     monkeypatch.setattr("dreamlit.newrun.command.examined", examined)
     words = [

@@ -23,6 +23,8 @@ from dreamlit.training_cli import DreamlitCLI, made
 CHECKED = (RunCheckpoint, EMA, ValidationPreview, RunReport, Scores, BestOf, PriorControl, ScheduledSampling)
 """Callbacks whose `setup` does nothing but look; that of others opens files or ports."""
 
+NOT_HERE = "this machine has not the devices that the trainer asks for"
+
 
 class Examined(DreamlitCLI):
     """The parts of a run with their faults. Nothing is loaded, downloaded or written but the cache of photo sizes."""
@@ -58,7 +60,9 @@ class Examined(DreamlitCLI):
         try:
             return super().trainer_with(config, options)
         except MisconfigurationException as error:
-            self.faults.append(f"trainer: {error}")
+            asked = f"accelerator {config.get('accelerator')!r}, devices {config.get('devices')!r}"
+            advice = "set trainer.accelerator to cpu or auto, or run it where they are"
+            self.faults.append(f"{NOT_HERE}: {asked} ({str(error).rstrip('!.')}); {advice}")
             raise
 
     def after_instantiate_classes(self) -> None:
@@ -69,7 +73,7 @@ class Examined(DreamlitCLI):
             try:
                 _ = model.family.files.folder
             except ModelError:
-                self.absent = f"{model.family.files.path} is not in this machine's hub cache"
+                self.absent = f"{model.family.files.path} is no folder here, nor in this machine's hub cache"
         for check in self.checks(runs=self.absent is None):
             self.note(check)
         self.note(self._look_at_data)
@@ -81,10 +85,16 @@ class Examined(DreamlitCLI):
         data: Any = self.datamodule
         data.attach(self.model)
         self.note(lambda: refuse_dataset_folders(self.trainer.default_root_dir, data.specs, "trainer.default_root_dir"))
-        stride = 8 if self.absent else self.model.family.stride  # pyright: ignore[reportAttributeAccessIssue]
-        self.manifest = data.manifest(stride)
+        self.manifest = data.manifest(self._stride())
         assert self.manifest is not None
         data.tell_roles(self.manifest)
+
+    def _stride(self) -> int:
+        """The model's, or one that every alignment is a multiple of, where the model cannot be read."""
+        try:
+            return self.model.family.stride  # pyright: ignore[reportAttributeAccessIssue]
+        except ModelError:
+            return 1
 
 
 def examine(words: list[str]) -> Examined:

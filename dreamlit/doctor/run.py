@@ -7,10 +7,12 @@ import pathlib
 import shutil
 from typing import Any
 
+from dreamlit.callbacks.checkpoint import RunCheckpoint
 from dreamlit.callbacks.ema import EMA
 from dreamlit.callbacks.preview import ValidationPreview
 from dreamlit.callbacks.report import RunReport
 from dreamlit.datamodules.cache import all_samples, captions_of
+from dreamlit.datamodules.plan_report import PlanReport
 from dreamlit.doctor.examined import Examined
 from dreamlit.doctor.findings import Findings, in_units
 from dreamlit.doctor.machine import MIN_SHARED_MEMORY, offline, ram, shared_memory
@@ -178,14 +180,23 @@ def report_disk(run: Examined, estimate: Estimate, found: Findings) -> None:
     captions = captions_of(run.manifest, data.seed)  # pyright: ignore
     cache = cells * 4 * (channels + bool(masks)) + len(captions) * estimate.caption
     cache += ENTRY * (len(samples) + masks + len(captions))
-    keep = run._get(run.config_init, "checkpoint")
-    steps = max(1, run.trainer.max_steps or 1)
-    kept = -(-steps // keep["every_n_steps"])
-    kept = min(kept, keep["keep"]) if keep["keep"] else kept
-    kept += bool(keep["monitor"])
-    checkpoints = kept * estimate.checkpoint * (4 if any(isinstance(c, EMA) for c in run.trainer.callbacks) else 3) // 3  # pyright: ignore
     report_room(f"cache of {len(samples)} images, {len(captions)} captions", cache, data.cache_dir, found)  # pyright: ignore
-    report_room(f"{kept} checkpoints", checkpoints, root, found)
+    kept = checkpoints_of(run)
+    averaged = any(isinstance(callback, EMA) for callback in run.trainer.callbacks)  # pyright: ignore
+    size = estimate.checkpoint + (estimate.trained if averaged else 0)
+    report_room(f"{kept} checkpoints", kept * size, root, found)
+
+
+def checkpoints_of(run: Examined) -> int:
+    """How many checkpoints the run will have at its end."""
+    data, trainer = run.datamodule, run.trainer
+    assert run.manifest is not None
+    plan = data.plan(run.model.family.stride)  # pyright: ignore
+    limits: Any = {"max_steps": trainer.max_steps, "max_epochs": trainer.max_epochs}
+    steps = PlanReport(run.manifest, plan, trainer.accumulate_grad_batches, **limits).steps
+    saves = next(c for c in trainer.callbacks if isinstance(c, RunCheckpoint))  # pyright: ignore
+    kept = -(-steps // saves.every_n_steps)
+    return (min(kept, saves.keep) if saves.keep else kept) + bool(saves.monitor)
 
 
 def report_room(name: str, size: int, folder: pathlib.Path, found: Findings) -> None:

@@ -36,6 +36,7 @@ class Estimate:
     caption: int
     """Cached embedding of one caption."""
     checkpoint: int
+    trained: int
 
     @property
     def peak(self) -> Phase:
@@ -83,7 +84,9 @@ class Estimator:
             phases.append(Phase("previews and reports", (lasting, *others, at_work)))
         checkpoint = step.trained + step.state
         embedding = sum(value.nbytes for value in texts.values())
-        return Estimate(tuple(phase for phase in phases if phase.total), sizes["host"], embedding, checkpoint)
+        return Estimate(
+            tuple(phase for phase in phases if phase.total), sizes["host"], embedding, checkpoint, step.trained
+        )
 
     def _step(self, module: DreamBooth, work: Work, texts: Any, level: str) -> Step:
         adapter = tuple(sorted((name, repr(v)) for name, v in vars(module.adapter).items() if not name.startswith("_")))

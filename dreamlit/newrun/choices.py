@@ -35,8 +35,8 @@ class Saving:
         return STEP_SAMPLES // self.batch
 
     def reason(self) -> str:
-        what = [f"batches of {self.batch}", f"gradient checkpointing {'on' if self.checkpointing else 'off'}"]
-        return ", ".join([*what, "the base unpacked" if self.level == NO_CHANGE else f"the base in {self.level}"])
+        what = [f"batches of {self.batch}", f"{'with' if self.checkpointing else 'without'} gradient checkpointing"]
+        return ", ".join([*what, *([] if self.level == NO_CHANGE else [f"the base in {self.level}"])])
 
 
 def savings(on_gpu: bool) -> Iterator[Saving]:

@@ -194,7 +194,7 @@ def examined(text: str, estimator: Estimator) -> Estimate:
     Errors: `ConfigError` with all that `fit` would refuse, but a missing GPU; `NotImplementedError` where the model's
     code cannot be walked through.
     """
-    from dreamlit.doctor.examined import examine
+    from dreamlit.doctor.examined import NOT_HERE, examine
     from dreamlit.doctor.run import estimate_of
 
     words = sys.argv[:]
@@ -207,7 +207,7 @@ def examined(text: str, estimator: Estimator) -> Estimate:
             sys.argv[:] = words
     faults = Faults("these photos and this model do not go together", ConfigError)
     for line in run.faults:
-        if not line.startswith("trainer: "):  # the run may be for another machine
+        if not line.startswith(NOT_HERE):  # the run may be for another machine
             faults.add(line)
     if run.absent:
         raise NotImplementedError(run.absent)
@@ -229,5 +229,6 @@ def header(wish: Wish, memory: str) -> list[str]:
         f"  dreamlit plan --config {output}     # what would be seen when",
         f"  dreamlit fit --config {output}",
         "",
-        f"Memory: {memory}. How the estimate is made: docs/doctor.md.",
+        f"Memory: {memory}.",
+        "How that is estimated: docs/doctor.md.",
     ]
