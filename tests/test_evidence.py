@@ -13,7 +13,7 @@ from PIL import Image
 from dreamlit.combinations import data_faults
 from dreamlit.errors import DataError
 from dreamlit.tokens import ranked, read_vocabularies, verdict
-from dreamlit.toybox import MODEL, evidence, evidence_report, weights_hash
+from dreamlit.toybox import MODEL, evidence, evidence_report, evidence_results, weights_hash
 from dreamlit.toybox.arms import ARMS, Arm, Trial, put
 from dreamlit.training_cli import parts_of
 
@@ -251,7 +251,30 @@ def test_a_report_is_extended_without_running_again_what_it_holds(tmp_path, monk
     sheet = np.asarray(Image.open(tmp_path / "docs" / "sheet-nemo.png"))
     assert (sheet[10, 300] == (255, 0, 0)).all() and (sheet[76, 300] == (0, 128, 0)).all()
     with pytest.raises(AssertionError, match="run again"):
-        evidence.main([*words, "--arms", "base", "--fresh"])
+        evidence.main([*words[:2], "--output", str(tmp_path / "elsewhere"), *words[4:], "--arms", "base"])
+
+
+def test_a_bench_that_is_stopped_loses_no_finished_trial_and_no_other_result(tmp_path, monkeypatch):
+    base, known = evidence.quickstart(), evidence.facts()
+    first, second = (Trial(ARMS["lokr"], "nemo", seed, 400).name(base, known) for seed in range(2))
+
+    def run_trial(trial, name, work, base):
+        if name == second:
+            raise DataError("it failed")
+        return result("lokr", "nemo", trial.seed, photos_similarity=0.8) | {"folder": name}
+
+    monkeypatch.setattr(evidence, "run_trial", run_trial)
+    monkeypatch.setattr(evidence, "prepare", lambda work, subjects, arms: None)
+    old = result("base", "nemo", 0, photos_similarity=0.8) | {"folder": "of-another-arm"}
+    evidence_report.write_report([old], [], tmp_path / "docs", tmp_path, "command", known)
+    words = ["--work", str(tmp_path), "--output", str(tmp_path / "docs"), "--subjects", "nemo", "--arms", "lokr"]
+    with pytest.raises(DataError, match="it failed"):
+        evidence.main([*words, "--seeds", "2", "--jobs", "1"])
+    assert set(evidence_results.results_of(tmp_path / "docs")) == {"of-another-arm", first}
+    assert "| base |" in (tmp_path / "docs" / "README.md").read_text()
+    evidence.main([*words, "--seeds", "1"])
+    kept = json.loads((tmp_path / "docs" / "results.json").read_text())
+    assert [r["folder"] for r in kept["steps"]] == [first] and kept["other"] == [old] and kept["made_with"] == known
 
 
 def test_the_shipped_results_are_those_of_the_arms_as_they_are():
@@ -259,13 +282,13 @@ def test_the_shipped_results_are_those_of_the_arms_as_they_are():
     report = pathlib.Path(__file__).parents[1] / "docs" / "evidence"
     made_with = json.loads((report / "results.json").read_text())["made_with"]
     assert made_with["weights"] == weights_hash()
-    for name, one in evidence_report.results_of(report).items():
+    for name, one in evidence_results.results_of(report).items():
         trial = Trial(ARMS[one["arm"]], one["subject"], one["seed"], one["steps"])
         assert trial.name(evidence.quickstart(), made_with) == name
 
 
 def test_damaged_results_of_a_report_are_an_error_and_stay(tmp_path):
     (tmp_path / "results.json").write_text('{"steps": ')
-    with pytest.raises(DataError, match=r"results.json is no list of results .*--fresh"):
-        evidence_report.results_of(tmp_path)
+    with pytest.raises(DataError, match=r"results.json is no list of results .*--output"):
+        evidence_results.results_of(tmp_path)
     assert (tmp_path / "results.json").read_text() == '{"steps": '

@@ -4,8 +4,8 @@
 
 A trial takes three to eight minutes of one core, and there are (arms) x (subjects) x (seeds) of them; what is done is
 kept by the hash of its configuration and not done again: results of `--work`, and those that the report in `--output`
-already has (`--fresh` leaves these out). `--equal-time` gives every arm the time that the quickstart's arm takes
-instead of its number of steps.
+already has, which each finished trial is added to at once. `--equal-time` gives every arm the time that the
+quickstart's arm takes instead of its number of steps.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from dreamlit.errors import DataError
 from dreamlit.toybox import MODEL, weights_hash
 from dreamlit.toybox.arms import ARMS, Trial
 from dreamlit.toybox.command import write_class_images
-from dreamlit.toybox.evidence_report import results_of, write_report
+from dreamlit.toybox.evidence_report import write_report
+from dreamlit.toybox.evidence_results import keep, results_of
 from dreamlit.toybox.subjects import SUBJECTS, WALL, write_photos
 
 REFERENCE = "lokr"
@@ -92,16 +93,21 @@ def run_trial(trial: Trial, name: str, work: pathlib.Path, base: Mapping[str, An
     return {**json.loads(kept.read_text(encoding="utf-8")), "folder": name}
 
 
-def run_all(trials: list[Trial], work: pathlib.Path, jobs: int, reported: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """reported: results by the names of their trials that need not be run (`results_of`)."""
-    base, known = quickstart(), facts()
+def run_all(trials: list[Trial], work: pathlib.Path, jobs: int, output: pathlib.Path) -> list[dict[str, Any]]:
+    """The results of the trials; those that the report in `output` has not are made, and kept there one by one."""
+    base, known, reported = quickstart(), facts(), results_of(output)
     names = {trial.name(base, known): trial for trial in trials}
     results = [reported[name] for name in names if name in reported]
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
         left = {name: trial for name, trial in names.items() if name not in reported}
         waiting = [pool.submit(run_trial, trial, name, work, base) for name, trial in left.items()]
-        for one in tqdm(concurrent.futures.as_completed(waiting), "trials", total=len(waiting)):
-            results.append(one.result())
+        try:
+            for one in tqdm(concurrent.futures.as_completed(waiting), "trials", total=len(waiting)):
+                results.append(one.result())
+                keep(output, results[-1])
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # what is running ends by itself, and is found again in `work`
+            raise
     order = {(t.arm.name, t.subject, t.seed): i for i, t in enumerate(trials)}
     return sorted(results, key=lambda r: order[(r["arm"], r["subject"], r["seed"])])
 
@@ -130,7 +136,6 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=quickstart()["trainer"]["max_steps"])
     parser.add_argument("--jobs", type=int, default=2, help="trials at a time, one core each (default: %(default)s)")
     parser.add_argument("--equal-time", action="store_true", help="also run every arm for the reference arm's time")
-    parser.add_argument("--fresh", action="store_true", help="do not take over results of the report in --output")
     parser.add_argument("--list", action="store_true", help="say what would be run, and stop")
     options = parser.parse_args(arguments)
     if min(options.seeds, options.steps, options.jobs) < 1:
@@ -152,12 +157,12 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(f"--equal-time needs the arm {REFERENCE}")
     work = options.work.resolve()
     output = options.output or work / "report"
-    reported = {} if options.fresh else results_of(output)
+    results_of(output)  # a damaged file is told before hours of work, not after
     prepare(work, options.subjects, names)
-    results = run_all(trials, work, options.jobs, reported)
+    results = run_all(trials, work, options.jobs, output)
     timed: list[dict[str, Any]] = []
     if options.equal_time:
-        timed = run_all(equal_time(trials, results, 4 * options.steps), work, options.jobs, reported)
+        timed = run_all(equal_time(trials, results, 4 * options.steps), work, options.jobs, output)
     given = sys.argv[1:] if arguments is None else arguments
     words = [pathlib.Path(word).name if pathlib.Path(word).is_absolute() else word for word in given]
     command = "python -m dreamlit.toybox.evidence " + " ".join(words)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dreamlit.errors import DataError
 from dreamlit.toybox.arms import ARMS
+from dreamlit.toybox.evidence_results import results_of, write_results
 
 SCORES = {
     "subject_fidelity": "subject fidelity",
@@ -224,22 +223,6 @@ def sheet_row(folder: pathlib.Path, arm: str) -> Any:
     return row
 
 
-def results_of(report: pathlib.Path, parts: Sequence[str] = ("steps", "time")) -> dict[str, dict[str, Any]]:
-    """The results that a report holds, by the names of their trials (which hash all that decides them).
-
-    Raises:
-        DataError: when its results.json is damaged.
-    """
-    path = report / "results.json"
-    if not path.exists():
-        return {}
-    try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        return {result["folder"]: result for part in parts for result in kept[part]}
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path} is no list of results ({error}): remove it, or give --fresh") from None
-
-
 def former_rows(report: pathlib.Path, subject: str) -> dict[str, Any]:
     """The rows of the report's sheet of a subject, by the names of their trials."""
     from PIL import Image
@@ -301,8 +284,7 @@ def write_report(
     ]
     former = {name: former_rows(output, name) for name in subjects}
     (output / "README.md").write_text("\n".join(text) + "\n", encoding="utf-8")
-    kept = {"made_with": dict(made_with), "steps": results, "time": timed}
-    (output / "results.json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+    write_results(output, results, timed, made_with)
     draw_plot(results, output / "scores.png")
     for subject in subjects:
         draw_sheet(results, work, output, subject, former[subject])
