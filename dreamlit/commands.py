@@ -39,17 +39,21 @@ def plan(trainer: Any, model: DreamBooth, data: DreamBoothData, preview: str | N
     data.attach(model)
     with contextlib.ExitStack() as until_end:
         if data.class_images is not None:
-            stand_in_for_class_images(model, data, pathlib.Path(until_end.enter_context(tempfile.TemporaryDirectory())))
+            folder = pathlib.Path(until_end.enter_context(tempfile.TemporaryDirectory()))
+            if to_draw := stand_in_for_class_images(model, data, folder):
+                print(to_draw)
         print_plan(trainer, model, data, preview)
 
 
-def stand_in_for_class_images(model: DreamBooth, data: DreamBoothData, folder: pathlib.Path) -> None:
-    """Says what of `data.class_images` would be drawn, and puts blank pictures of the same sizes in their place."""
+def stand_in_for_class_images(model: DreamBooth, data: DreamBoothData, folder: pathlib.Path) -> str:
+    """What of `data.class_images` would be drawn, in a line; blank pictures of the same sizes are put in its place."""
     # The fingerprint of a model on the hub needs its weights, which no plan downloads.
     missing = data.class_set.options.count if model.family.files.is_hub else data.class_set.missing
-    if missing:
-        print(data.class_set.described(missing))
-        data.class_set = data.class_set.stand_ins(folder)
+    if not missing:
+        return ""
+    line = data.class_set.described(missing)
+    data.class_set = data.class_set.stand_ins(folder)
+    return line
 
 
 def print_plan(trainer: Any, model: DreamBooth, data: DreamBoothData, preview: str | None) -> None:

@@ -106,17 +106,17 @@ def measured(family: Family, adapter: Adapter, work: Work, texts: dict[str, Any]
     texts = {n: torch.randn(v.shape).to(v.dtype) if v.is_meta else v for n, v in texts.items()}
 
     def step() -> None:
-        optimizer.zero_grad()
         dtype = AUTOCAST.get(work.precision)
         with torch.autocast("cpu", dtype) if dtype else contextlib.nullcontext():
             loss = family.predict(*asked(family, work.batch, work.size, texts)).square().mean()
+            optimizer.zero_grad()  # after the forward, as Lightning does
             loss.backward()
         optimizer.step()
 
     step()
-    optimizer.zero_grad()
     gc.collect()
     held = held_by(family.denoiser, *adapter.modules_to_register().values())
+    held += sum(p.grad.nbytes for p in adapter.parameters().values() if p.grad is not None)
     held += sum(v.nbytes for state in optimizer.state.values() for v in state.values() if isinstance(v, torch.Tensor))
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         step()

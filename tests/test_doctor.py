@@ -7,6 +7,7 @@ import torch
 
 from dreamlit.doctor import machine
 from dreamlit.doctor import run as doctor_run
+from dreamlit.doctor.examined import NOT_HERE
 from dreamlit.doctor.findings import Findings, in_units
 from dreamlit.memory.estimate import Estimate, Phase
 from runs import base_config, command, merged, write_config, write_photos
@@ -70,6 +71,22 @@ def test_a_device_that_is_too_small_is_a_problem_and_a_tight_one_a_note(memory, 
     doctor_run.report_memory(Estimate(phases, 0, 0, 0, 0), "cuda", found, int(memory * 2**30))
     assert [bool(found.problems), bool(found.notes)] == [told == "problem", told == "note"]
     assert all("training needs about 12.0 GB" in line for line in (*found.problems, *found.notes))
+
+
+def test_class_images_that_are_to_be_drawn_are_no_problem_and_cost_memory_first(config, tmp_path, capsys):
+    changed = merged(config, {"data.class_images": {"prompt": "a dog", "count": 3, "steps": 2}})
+    code = command("doctor", "--config", str(write_config(tmp_path / "run.yaml", changed)))
+    shown = capsys.readouterr().out
+    assert code == 0, shown
+    assert "note: class images: 3 of 3 are to be drawn" in shown and "drawing class images" in shown
+    assert not list(tmp_path.rglob("class-images*"))
+
+
+def test_devices_that_are_not_here_share_the_batch(monkeypatch):
+    run = types.SimpleNamespace(faults=[f"{NOT_HERE}: 4 GPUs"], config_init=None, trainer=None)
+    for asked, ranks in (({"devices": 4, "num_nodes": 2}, 8), ({"devices": [0, 1]}, 2), ({"devices": "auto"}, 1)):
+        run._get = lambda config, name, asked=asked: asked
+        assert doctor_run.ranks_of(run) == ranks  # pyright: ignore[reportArgumentType]
 
 
 def test_a_hub_model_that_is_not_here_is_said_plainly(config, tmp_path, capsys):

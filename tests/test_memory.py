@@ -1,12 +1,14 @@
 """The estimate of a run's memory: against the allocator, against stored layers, and what its parts must add up to."""
 
+import dataclasses
+
 import pytest
 import torch
 
-from dreamlit.adapters import LoRA
+from dreamlit.adapters import Full, LoRA
 from dreamlit.families import SD
 from dreamlit.memory.live import without_memory
-from dreamlit.memory.walk import Work, read_caption, train
+from dreamlit.memory.walk import Work, code_pixels, read_caption, train
 from dreamlit.memory.weights import SCALES, bare, saving, stored_bytes
 from dreamlit.quantisation import LEVELS
 from dreamlit.quantisation.layers import quantised
@@ -66,9 +68,25 @@ def test_checkpointing_and_a_smaller_batch_need_less(family, texts, step):
     assert less.base == step.base
 
 
+def test_gradients_of_the_last_step_are_there_during_the_next_forward(family, texts):
+    """Lightning frees them after the forward, and where batches are accumulated they stay."""
+    step = train(family, Full(), adam, WORK, texts)
+    lora = train(family, LoRA(rank=1), adam, WORK, texts)
+    assert step.gradients > 0.9 * lora.base
+    assert step.rest > 0.8 * lora.rest  # beside its gradients, all of them, what a forward keeps for the backward pass
+
+
+def test_what_is_drawn_before_the_run_is_counted_apart(family, texts, step):
+    drawing = dataclasses.replace(WORK, drawn=((1, (64, 64)),), drawn_first=((4, (64, 64)),))
+    found = train(family, LoRA(rank=4), adam, drawing, texts)
+    assert found.drawing_first > found.drawing > 0 == step.drawing_first
+    _, during, first = code_pixels(family, drawing)
+    assert first > during > 0
+
+
 @pytest.mark.parametrize("level", ["int8-quanto", "int8-torchao", "nf4-bnb", "int8-bnb"])
 def test_a_stored_layer_has_the_bytes_that_the_table_says(level):
-    layer = torch.nn.Linear(256, 512, dtype=torch.bfloat16)
+    layer = torch.nn.Linear(512, 1024, dtype=torch.bfloat16)
     whole, saved = layer.weight.nbytes, saving(layer, torch.bfloat16, level)
     made = quantised(layer, LEVELS[level])
     assert whole - saved == pytest.approx(bytes_of_layer(made), rel=0.01)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import pathlib
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +18,7 @@ from dreamlit.callbacks.prior_control import PriorControl
 from dreamlit.callbacks.report import RunReport
 from dreamlit.callbacks.scheduled_sampling import ScheduledSampling
 from dreamlit.callbacks.scores import Scores
+from dreamlit.commands import stand_in_for_class_images
 from dreamlit.datamodules.samples import Manifest, refuse_dataset_folders
 from dreamlit.errors import DreamlitError, ModelError
 from dreamlit.training_cli import DreamlitCLI, made
@@ -34,6 +37,8 @@ class Examined(DreamlitCLI):
         self.absent: str | None = None
         """Why nothing can be said of the model, where it has not been downloaded."""
         self.manifest: Manifest | None = None
+        self.to_draw = ""
+        """What of `data.class_images` the run would draw first."""
         super().__init__(run_command)
 
     def note(self, check: Callable[[], Any]) -> None:
@@ -85,9 +90,12 @@ class Examined(DreamlitCLI):
         data: Any = self.datamodule
         data.attach(self.model)
         self.note(lambda: refuse_dataset_folders(self.trainer.default_root_dir, data.specs, "trainer.default_root_dir"))
-        self.manifest = data.manifest(self._stride())
-        assert self.manifest is not None
-        data.tell_roles(self.manifest)
+        with tempfile.TemporaryDirectory() as folder:
+            if data.class_images is not None:
+                self.to_draw = stand_in_for_class_images(self.model, data, pathlib.Path(folder))  # pyright: ignore
+            manifest = data.manifest(self._stride())
+        data.tell_roles(manifest)
+        self.manifest = manifest
 
     def _stride(self) -> int:
         """The model's, or one that every alignment is a multiple of, where the model cannot be read."""

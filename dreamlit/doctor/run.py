@@ -13,7 +13,7 @@ from dreamlit.callbacks.preview import ValidationPreview
 from dreamlit.callbacks.report import RunReport
 from dreamlit.datamodules.cache import all_samples, captions_of
 from dreamlit.datamodules.plan_report import PlanReport
-from dreamlit.doctor.examined import Examined
+from dreamlit.doctor.examined import NOT_HERE, Examined
 from dreamlit.doctor.findings import Findings, in_units
 from dreamlit.doctor.machine import MIN_SHARED_MEMORY, offline, ram, shared_memory
 from dreamlit.errors import DreamlitError
@@ -43,6 +43,7 @@ def examine_run(run: Examined, found: Findings, memory: int | None, estimator: E
             found.notes.append("no estimate of memory and disk: the datasets must be mended first")
         return
     found.notes += [f"datasets: {warning}" for warning in run.manifest.warnings]
+    found.notes += [run.to_draw] if run.to_draw else []
     if not run.manifest.samples:
         return
     try:
@@ -57,7 +58,7 @@ def examine_run(run: Examined, found: Findings, memory: int | None, estimator: E
 def estimate_of(run: Examined, estimator: Estimator) -> Estimate:
     """The memory of an examined run. Errors: `NotImplementedError` where the model's code cannot be walked through."""
     try:
-        return estimator(run.model, work_of(run), run.trainer.world_size, average_on_device(run))  # pyright: ignore
+        return estimator(run.model, work_of(run), ranks_of(run), averages_of(run, on_device=True))  # pyright: ignore
     except DreamlitError:
         raise
     except Exception as error:  # it asks for values, or calls what has no shapes
@@ -89,18 +90,30 @@ def work_of(run: Examined) -> Work:
     data, trainer, model = run.datamodule, run.trainer, run.model
     assert run.manifest is not None
     sizes = [sample.geometry.target_size for sample in all_samples(run.manifest)]
+    largest = max(sizes, key=lambda size: (size[0] * size[1], size))
     config = run._get(run.config_init, "trainer")
     gpu = config.get("accelerator") in ("gpu", "cuda")
     return Work(
-        batch=max(1, data.batch_size // trainer.world_size),  # pyright: ignore
-        size=max(sizes, key=lambda size: (size[0] * size[1], size)),
+        batch=max(1, data.batch_size // ranks_of(run)),  # pyright: ignore
+        size=largest,
         caption=max(captions_of(run.manifest, data.seed), key=len),  # pyright: ignore
         encode_batch=data.encode_batch_size,  # pyright: ignore
         precision=str(trainer.precision),
         device="cuda" if gpu else trainer.strategy.root_device.type,  # pyright: ignore
         class_prompts=model.class_prompts,  # pyright: ignore
         drawn=tuple(drawn_by(trainer.callbacks, model.family)),  # pyright: ignore
+        drawn_first=((data.class_images.batch_size, largest),) if run.to_draw else (),  # pyright: ignore
     )
+
+
+def ranks_of(run: Examined) -> int:
+    """Devices of the run, those that this machine lacks included."""
+    if not any(line.startswith(NOT_HERE) for line in run.faults):
+        return run.trainer.world_size
+    config = run._get(run.config_init, "trainer")
+    devices = config.get("devices")
+    devices = len(devices) if isinstance(devices, list) else int(devices) if str(devices).isdigit() else 1
+    return max(1, devices) * (config.get("num_nodes") or 1)
 
 
 def drawn_by(callbacks: Any, family: Any) -> Any:
@@ -123,9 +136,11 @@ def own_size(family: Any, height: int | None, width: int | None) -> tuple[int, i
     return height or usual, width or usual
 
 
-def average_on_device(run: Examined) -> bool:
+def averages_of(run: Examined, on_device: bool = False) -> int:
+    """Moving averages that the run keeps, one for each width; `on_device`: only those on the model's device."""
     callbacks: list[Any] = run.trainer.callbacks  # pyright: ignore
-    return any(isinstance(callback, EMA) and callback.device == "model" for callback in callbacks)
+    kept = [c for c in callbacks if isinstance(c, EMA) and (c.device == "model" or not on_device)]
+    return sum(max(1, len(callback.widths)) for callback in kept)
 
 
 def report_memory(estimate: Estimate, device: str, found: Findings, memory: int | None) -> None:
@@ -182,8 +197,7 @@ def report_disk(run: Examined, estimate: Estimate, found: Findings) -> None:
     cache += ENTRY * (len(samples) + masks + len(captions))
     report_room(f"cache of {len(samples)} images, {len(captions)} captions", cache, data.cache_dir, found)  # pyright: ignore
     kept = checkpoints_of(run)
-    averaged = any(isinstance(callback, EMA) for callback in run.trainer.callbacks)  # pyright: ignore
-    size = estimate.checkpoint + (estimate.trained if averaged else 0)
+    size = estimate.checkpoint + estimate.trained * averages_of(run)
     report_room(f"{kept} checkpoints", kept * size, root, found)
 
 

@@ -60,28 +60,38 @@ class Estimator:
             self._known[key] = work()
         return self._known[key]
 
-    def __call__(self, module: DreamBooth, work: Work, ranks: int = 1, average_on_device: bool = False) -> Estimate:
-        """Estimate a run. `ranks`: devices of the run. Errors: `ModelError` where the model cannot be read."""
+    def __call__(self, module: DreamBooth, work: Work, ranks: int = 1, averages: int = 0) -> Estimate:
+        """Estimate a run. Errors: `ModelError` where the model cannot be read.
+
+        Args:
+            ranks: Devices of the run.
+            averages: Moving averages of what is trained that are on the device.
+        """
         family = module.family
         model = (type(family), family.files.path, family.dtype)
         texts, reading = self._once(
             "a caption through the text encoders", (*model, work.caption), lambda: read_caption(family, work)
         )
-        coding = (*model, work.size, work.encode_batch, work.drawn)
-        encoding, decoding = self._once("an image through the autoencoder", coding, lambda: code_pixels(family, work))
+        coding = (*model, work.size, work.encode_batch, work.drawn, work.drawn_first)
+        encoding, decoding, first = self._once(
+            "an image through the autoencoder", coding, lambda: code_pixels(family, work)
+        )
         level = module.base_model_precision
         step = self._step(module, work, texts, level)
         sizes = self._sizes(module)
         phases = [
             Phase("caching the latents", (("autoencoder", sizes["vae"]), ("one batch of it", encoding))),
             Phase("caching the captions", (("text encoders", sizes["text_encoders"]), ("a caption", reading))),
-            self._training(module, step, ranks, average_on_device),
+            self._training(module, step, ranks, averages),
         ]
+        others = (("text encoders", sizes["text_encoders"]), ("autoencoder", sizes["vae"]))
         if work.drawn:
-            others = (("text encoders", sizes["text_encoders"]), ("autoencoder", sizes["vae"]))
             lasting = ("denoiser, adapter, optimizer", phases[2].total - step.rest)
             at_work = ("one image being drawn", max(step.drawing, decoding))
             phases.append(Phase("previews and reports", (lasting, *others, at_work)))
+        if work.drawn_first:
+            at_work = ("a batch being drawn", max(step.drawing_first, first))
+            phases.insert(0, Phase("drawing class images", (("denoiser", sizes["denoiser"]), *others, at_work)))
         checkpoint = step.trained + step.state
         embedding = sum(value.nbytes for value in texts.values())
         return Estimate(
@@ -98,7 +108,7 @@ class Estimator:
             lambda: train(family, module.adapter, module.optimizer_factory, work, texts, level),
         )
 
-    def _training(self, module: DreamBooth, step: Step, ranks: int, average_on_device: bool) -> Phase:
+    def _training(self, module: DreamBooth, step: Step, ranks: int, averages: int) -> Phase:
         from dreamlit.adapters import Full
 
         parts = [
@@ -108,8 +118,8 @@ class Estimator:
             ("optimizer", step.state),
             ("activations", step.rest),
         ]
-        if average_on_device:
-            parts.append(("moving average", step.trained))
+        if averages:
+            parts.append(("moving averages", averages * step.trained))
         prior = module.objective.prior_target == "base_model" and module.regularised
         needed = prior or module.class_prompts or module.objective.unmasked_target == "base_model"
         if isinstance(module.adapter, Full) and needed and module.adapter.teacher in ("auto", "device"):
@@ -126,7 +136,7 @@ class Estimator:
             host = max(host, *bytes_of, 0)
             found[part] = sum(bytes_of)
         denoiser = self._stored(family, family.denoiser_name, module.base_model_precision)
-        return {**found, "host": max(host, denoiser)}
+        return {**found, "denoiser": denoiser, "host": max(host, denoiser)}
 
     def _stored(self, family: Any, name: str, level: str) -> int:
         key = (type(family), family.files.path, family.dtype, name, level)

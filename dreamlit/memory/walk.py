@@ -45,6 +45,8 @@ class Work:
     """Whether each sample has a second forward, by its class prompt."""
     drawn: tuple[tuple[int, tuple[int, int]], ...] = ()
     """Images drawn at once during the run, and their size."""
+    drawn_first: tuple[tuple[int, tuple[int, int]], ...] = ()
+    """The same before the run, by the base model: class images."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +62,8 @@ class Step:
     """What is alive beside them at the fullest moment: activations, and what the optimizer makes on the way."""
     drawing: int
     """The same while the denoiser draws."""
+    drawing_first: int
+    """The same while it draws before the run."""
 
     @property
     def lasting(self) -> int:
@@ -89,21 +93,24 @@ def described(value: Tensor) -> Tensor:
     return torch.empty(value.shape, dtype=value.dtype, device="meta") if isinstance(value, FakeTensor) else value
 
 
-def code_pixels(family: Family, work: Work) -> tuple[int, int]:
-    """Bytes beside the autoencoder's weights while it encodes training images, and while it decodes drawn ones."""
+def code_pixels(family: Family, work: Work) -> tuple[int, int, int]:
+    """Bytes beside the autoencoder's weights while it encodes training images, and while it decodes those that are
+    drawn during the run, and before it."""
     if not family.components("vae"):
-        return 0, 0
+        return 0, 0, 0
     module: Any = bare(family, "vae")
     with without_memory(work.device) as live, torch.no_grad():
         emptied(module, torch.float32)
         weights = live.live
         module.encode(vae.frames(module, torch.empty(work.encode_batch, 3, *work.size)))
-        encoding, live.peak, decoding = live.peak - weights, live.live, 0
-        for count, (height, width) in work.drawn:
-            latents = torch.empty(count, family.latent_channels, height // family.stride, width // family.stride)
-            module.decode(vae.frames(module, latents))
-            decoding = live.peak - weights
-        return encoding, decoding
+        taken = [live.peak - weights]
+        for drawn in (work.drawn, work.drawn_first):
+            live.peak = live.live
+            for count, (height, width) in drawn:
+                latents = torch.empty(count, family.latent_channels, height // family.stride, width // family.stride)
+                module.decode(vae.frames(module, latents))
+            taken.append(live.peak - weights)
+        return taken[0], taken[1], taken[2]
 
 
 def train(
@@ -139,9 +146,9 @@ def train(
         step = live.peak
         gradients = sum(p.grad.nbytes for p in parameters if p.grad is not None)
         lasting = before + gradients + state
-        drawing = draw(twin, work, conditioning, live)
+        drawing, first = (draw(twin, work, drawn, conditioning, live) for drawn in (work.drawn, work.drawn_first))
         del kept
-    return Step(before - trained - saved, trained, gradients, state, max(0, step - lasting), drawing)
+    return Step(before - trained - saved, trained, gradients, state, max(0, step - lasting), drawing, first)
 
 
 def trained_of(*modules: nn.Module) -> list[nn.Parameter]:
@@ -154,19 +161,17 @@ def optimizer_state(
 ) -> tuple[Any, int]:
     """What the optimizer keeps, and its bytes; its first step is taken, so that its way there counts in the peak.
 
+    The gradients stay: in a run they are there during the next forward, and where batches are accumulated to its end.
     Where its code cannot be walked through, two moments in float32 are taken, as of Adam.
     """
     usual = 2 * sum(parameter.nbytes for parameter in parameters)
+    for parameter in parameters:
+        parameter.grad = torch.empty_like(parameter)
     before = live.live
     try:
         made = optimizer(parameters)
-        for parameter in parameters:
-            parameter.grad = torch.empty_like(parameter)
         made.step()
-        made.zero_grad()
     except Exception:  # kernels of its own, values that it asks for
-        for parameter in parameters:
-            parameter.grad = None
         return torch.empty(usual, dtype=torch.uint8), usual
     return made, live.live - before
 
@@ -178,11 +183,11 @@ def loss_of(family: Family, work: Work, conditioning: dict[str, Tensor]) -> Tens
     return loss
 
 
-def draw(family: Family, work: Work, conditioning: dict[str, Tensor], live: LiveBytes) -> int:
-    """Bytes beside the weights while the denoiser draws."""
+def draw(family: Family, work: Work, drawn: Any, conditioning: dict[str, Tensor], live: LiveBytes) -> int:
+    """Bytes beside the weights while the denoiser draws (count, size) after (count, size)."""
     before = live.peak = live.live
     with torch.no_grad(), autocast_of(work):
-        for count, size in work.drawn:
+        for count, size in drawn:
             rows = count * (2 if family.guided else 1)
             family.predict(*asked(family, rows, size, conditioning))
     return live.peak - before

@@ -22,7 +22,7 @@ SCALES = {
     "int8-torchao": (5, None),
     "int4-torchao": (4, 128),
     "fp8-torchao": (4, None),
-    "nf4-bnb": (4, 64),
+    "nf4-bnb": (1, 64),  # these in few bits too: double quantisation
     "int8-bnb": (4, None),
 }
 """Level -> bytes of scales for each group of so many weights; None for a whole row."""
