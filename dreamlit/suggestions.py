@@ -29,6 +29,9 @@ CLASSES: dict[str, type] = {
 }
 """Which classes a key accepts; a dotted path reaches any other of the same kind."""
 
+CLASS_IMAGES = "data.class_images"
+"""A mapping with options of its own."""
+
 LINKED = ("model.seed", "data.seed")
 """Set from `seed_everything`; jsonargparse lists them and then refuses them."""
 
@@ -50,10 +53,10 @@ def explained(message: str, parser: ArgumentParser, words: list[str]) -> str:
         return f"{key}: there is no class {wrong_class[1]!r}; {names}, or the dotted path of a class of your own"
     wrong_option = re.search(r"Option '([\w.]+)' is not accepted", message)
     if wrong_option:
-        if "data.class_images" in message:
-            names = [field.name for field in dataclasses.fields(ClassImages)]
-            return f"data.class_images has no option {wrong_option[1]!r}; {nearest(wrong_option[1], names)}"
         place, class_name = locate(wrong_option[1], words)
+        if place == CLASS_IMAGES:
+            names = [field.name for field in dataclasses.fields(ClassImages)]
+            return f"{CLASS_IMAGES} has no option {wrong_option[1]!r}; {nearest(wrong_option[1], names)}"
         place = place if place in CLASSES else key
         hint = option_hint(wrong_option[1], place, class_name)
         return (
@@ -84,6 +87,8 @@ def _locate_in(content: Any, wrong: str, path: str) -> tuple[str, str | None] | 
         return next((found for item in content if (found := _locate_in(item, wrong, path))), None)
     if not isinstance(content, dict):
         return None
+    if path == CLASS_IMAGES and wrong in content:
+        return path, None
     options = content.get("init_args")
     if isinstance(options, dict) and wrong in options:
         return path, str(content.get("class_path", "")).rpartition(".")[2] or None

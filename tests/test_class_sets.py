@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import shutil
 from typing import Any
 
 import pytest
@@ -115,8 +116,9 @@ def test_a_plan_says_what_would_be_drawn_and_draws_nothing(tmp_path, tiny_model,
 
 
 def test_what_decides_the_pictures_gives_them_another_place(tmp_path, tiny_model, tiny_other_model, photos, finished):
-    cache = {"data.cache_dir": str(finished.parent / "cache")}
-    folders = set((finished.parent / "cache" / "class-images").glob("*/"))
+    shutil.copytree(finished.parent / "cache", tmp_path / "cache")
+    cache = {"data.cache_dir": str(tmp_path / "cache")}
+    folders = set((tmp_path / "cache" / "class-images").glob("*/"))
     for number, (model, changes) in enumerate(
         (
             (tiny_other_model, {}),
@@ -128,7 +130,7 @@ def test_what_decides_the_pictures_gives_them_another_place(tmp_path, tiny_model
     ):
         before = {path for path in folders if path.is_dir()}
         assert run("prepare", configured(tmp_path / str(number), model, photos, **cache, **changes)) == 0
-        folders = set((finished.parent / "cache" / "class-images").glob("*/"))
+        folders = set((tmp_path / "cache" / "class-images").glob("*/"))
         assert len({path for path in folders if path.is_dir()} - before) == 1
 
 

@@ -245,7 +245,7 @@ def test_class_prompts_and_their_steered_weight_are_the_same_on_two_processes(tm
         next(v for k, v in checkpoint(root, 6)["callbacks"].items() if "PriorControl" in k)
         for root in (alone, together)
     ]
-    assert ends[0]["weight"] == pytest.approx(ends[1]["weight"], rel=1e-4) and ends[0]["weight"] != 1.0
+    assert ends[0]["weight"] == pytest.approx(ends[1]["weight"], rel=1e-3) and ends[0]["weight"] != 1.0
 
 
 @pytest.mark.slow

@@ -207,9 +207,9 @@ def test_weights_with_the_names_of_older_releases_are_loaded(own: pathlib.Path, 
     for mine, theirs in zip(
         aged.encode_prompts(["a dog"]).values(), family.encode_prompts(["a dog"]).values(), strict=True
     ):
-        assert torch.equal(mine, theirs)
+        torch.testing.assert_close(mine, theirs)  # where the weights lie in the file changes how some processors round
     pixels = torch.rand(1, 3, 64, 64)
-    assert torch.equal(aged.encode_pixels(pixels), family.encode_pixels(pixels))
+    torch.testing.assert_close(aged.encode_pixels(pixels), family.encode_pixels(pixels))
 
 
 @pytest.mark.parametrize(

@@ -221,7 +221,7 @@ def with_adapter(config: dict, adapter: tuple[str, dict], **changes: object) -> 
 
 
 @pytest.mark.parametrize("adapter", FRESH.values(), ids=FRESH.keys())
-def test_the_regularisation_loss_is_exactly_zero_until_the_first_step(tmp_path, tiny_model, subject, others, adapter):
+def test_the_regularisation_loss_is_rounding_alone_until_the_first_step(tmp_path, tiny_model, subject, others, adapter):
     config = base_config(tmp_path / "run", tiny_model, subject)
     config["data"]["datasets"].append(regularisation(others))
     changes = {"trainer.max_steps": 2, "trainer.callbacks": recording(tmp_path / "trace"), "data.batch_size": 4}
@@ -232,8 +232,9 @@ def test_the_regularisation_loss_is_exactly_zero_until_the_first_step(tmp_path, 
     def prior(row: dict) -> list[float]:
         return [x for key, x in zip(row["keys"], row["per_sample"], strict=True) if key.startswith("class/")]
 
-    assert prior(first) and all(loss == 0 for loss in prior(first))
-    assert prior(second) and all(loss > 0 for loss in prior(second))
+    # in a batch of both roles the base predicts the class alone: on some processors its sums round otherwise
+    assert prior(first) and all(loss < 1e-12 for loss in prior(first))
+    assert prior(second) and all(loss > 1e-9 for loss in prior(second))
     assert sum(first["per_sample"]) > 0.1
 
 
