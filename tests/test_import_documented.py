@@ -1,0 +1,84 @@
+"""Shapes of configurations that users of other trainers have: what they mean there is what is imported."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+
+import pytest
+
+from dreamlit.importing.command import imported
+from dreamlit.importing.draft import Draft, shown
+from dreamlit.importing.reading import read
+from dreamlit.importing.text import text_of
+from tests.runs import command
+
+PHOTOS = {"id": "rex", "type": "local", "instance_data_dir": "photos", "instance_prompt": "sks dog"}
+PHOTOS |= {"caption_strategy": "instanceprompt"}
+DATASET = "[[datasets]]\nresolution = 512\n[[datasets.subsets]]\nimage_dir = 'C:\\pets\\rex'\nclass_tokens = 'sks'\n"
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> pathlib.Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def simpletuner(changes: dict, entry: dict | None = None) -> Draft:
+    pathlib.Path("data.json").write_text(json.dumps([{**PHOTOS, **(entry or {})}]))
+    own = {"model_family": "sdxl", "model_type": "lora", "data_backend_config": "data.json"}
+    pathlib.Path("config.json").write_text(json.dumps({**own, "validation_prompt": "sks dog", **changes}))
+    return imported(pathlib.Path("config.json"))
+
+
+def kohya(script: str, options: str = "") -> Draft:
+    pathlib.Path("dataset.toml").write_text(DATASET)
+    line = f"accelerate launch {script} --pretrained_model_name_or_path=m --dataset_config=dataset.toml {options}"
+    pathlib.Path("train.sh").write_text(line)
+    return imported(pathlib.Path("train.sh"))
+
+
+def value(draft: Draft, key: str) -> object:
+    return draft.values[key].value if key in draft.values else None
+
+
+# names, tables, numbers -----------------------------------------------------------------------------------------------
+
+
+def test_an_option_by_its_older_name_is_not_replaced_by_the_default(folder):
+    draft = simpletuner({"validation_steps": 50, "checkpointing_steps": 70, "use_gradient_checkpointing": False})
+    assert draft.callbacks["ValidationPreview"]["every_n_steps"].value == 50
+    assert value(draft, "checkpoint.every_n_steps") == 70
+    assert value(draft, "model.family.init_args.gradient_checkpointing") is False
+
+
+def test_a_value_that_does_not_fit_is_named_as_the_user_wrote_it(folder):
+    draft = simpletuner({"train_batch_size": "many"})
+    assert "train_batch_size: many" in draft.refused and "batch: many" not in draft.refused
+
+
+def test_a_table_of_toml_is_an_option_and_an_unknown_one_is_told(folder):
+    pathlib.Path("data.json").write_text(json.dumps([PHOTOS]))
+    lines = ['model_family = "sdxl"', 'model_type = "lora"', 'data_backend_config = "data.json"', "[webhook_config]"]
+    pathlib.Path("config.toml").write_text("\n".join([*lines, 'webhook_type = "raw"', "[magic]", "a = 1"]))
+    draft = imported(pathlib.Path("config.toml"))
+    assert draft.callbacks["Webhook"]["kind"].value == "raw" and "magic" in draft.unknown
+
+
+def test_sizes_may_be_texts_and_other_texts_are_refused(folder):
+    sizes = {"minimum_image_size": "256", "maximum_image_size": "2048", "target_downsample_size": "1280", "crop": True}
+    entry = simpletuner({}, sizes).datasets[0]
+    found = [entry[name].value for name in ("minimum_image_size", "maximum_image_size", "target_downsample_size")]
+    assert found == [256, 2048, 1280]
+    draft = simpletuner({}, {**sizes, "maximum_image_size": "huge"})
+    assert any("maximum_image_size: huge" in name for name in draft.refused)
+
+
+def test_json_with_a_comma_too_many_says_what_json_is(folder, capsys):
+    pathlib.Path("config.json").write_text('{"model_family": "flux",}')
+    assert command("import", "config.json") == 2
+    assert "no comma behind the last" in capsys.readouterr().err
+
+
+def test_a_folder_of_windows_gives_a_short_name(folder):
+    assert kohya("train_network.py").datasets[0]["id"].value == "rex"
