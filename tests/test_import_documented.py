@@ -82,3 +82,26 @@ def test_json_with_a_comma_too_many_says_what_json_is(folder, capsys):
 
 def test_a_folder_of_windows_gives_a_short_name(folder):
     assert kohya("train_network.py").datasets[0]["id"].value == "rex"
+
+
+# commands -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_batch_file_keeps_its_backslashes_and_its_variables(folder):
+    lines = ["@echo off", "rem don't", "set MODEL=C:\\my models\\sd.safetensors", 'set "OUT=C:\\out dir"']
+    lines += ['accelerate launch --num_processes=2 "C:\\my tools\\train_network.py" ^', "  --a=%MODEL% ^ "]
+    lines += ['  --b="%OUT%" --c C:\\train\\dog --d=1e-4 > log.txt']
+    pathlib.Path("train.bat").write_bytes("\r\n".join(lines).encode())
+    source = read(pathlib.Path("train.bat"))
+    assert source.script == "train_network.py" and source.launcher == {"num_processes": 2}
+    expected = {"a": "C:\\my models\\sd.safetensors", "b": "C:\\out dir", "c": "C:\\train\\dog", "d": 1e-4}
+    assert source.options == expected
+
+
+def test_a_shell_file_is_read_to_its_end_as_it_is_meant(folder):
+    lines = ["# don't", 'cd x && accelerate launch "$ROOT/train_network.py" \\ ', "  --a=m#1 --b '|' \\"]
+    lines += ["# --old=2 \\", "  --c '/b # c' # note", "  --d 42 2>&1 | tee log.txt"]
+    pathlib.Path("train.sh").write_text("\n".join(lines))
+    source = read(pathlib.Path("train.sh"))
+    assert source.script == "train_network.py"
+    assert source.options == {"a": "m#1", "b": "|", "c": "/b # c", "d": 42}
