@@ -105,3 +105,43 @@ def test_a_shell_file_is_read_to_its_end_as_it_is_meant(folder):
     source = read(pathlib.Path("train.sh"))
     assert source.script == "train_network.py"
     assert source.options == {"a": "m#1", "b": "|", "c": "/b # c", "d": 42}
+
+
+# rates and shifts -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "class_path", "rate"),
+    [
+        ("prodigy", "torch.optim.AdamW", 1e-4),  # whose own rate is 1, at which AdamW would diverge
+        ("DAdaptAdam", "torch.optim.AdamW", 1e-4),
+        ("Lion", "bitsandbytes.optim.Lion", 1.0),
+    ],
+)
+def test_an_optimizer_that_finds_its_own_rate_does_not_leave_it_to_adamw(folder, name, class_path, rate):
+    draft = kohya("train_network.py", f"--optimizer_type={name} --learning_rate=1.0")
+    assert value(draft, "model.optimizer.class_path") == class_path
+    assert value(draft, "model.optimizer.init_args.lr") == rate
+
+
+@pytest.mark.parametrize(
+    ("script", "options", "shift"),
+    [
+        ("flux_train_network.py", "", 3.0),
+        ("flux_train_network.py", "--timestep_sampling=flux_shift", None),
+        ("flux_train_network.py", "--timestep_sampling=shift --discrete_flow_shift=2.5", 2.5),
+        ("sd3_train_network.py", "", 1.0),
+        ("lumina_train_network.py", "--timestep_sampling=shift", 6.0),
+    ],
+)
+def test_the_shift_of_kohya_is_its_own_where_nothing_says_it(folder, script, options, shift):
+    assert value(kohya(script, options), "model.family.init_args.shift") == shift
+
+
+@pytest.mark.parametrize(
+    ("script", "said"), [("train_dreambooth_lora_flux.py", True), ("train_dreambooth_lora_sd3.py", False)]
+)
+def test_a_script_that_trains_without_its_samplers_shift_is_told(folder, script, said):
+    options = "--pretrained_model_name_or_path=m --instance_data_dir=a --instance_prompt=b"
+    pathlib.Path("train.sh").write_text(f"accelerate launch {script} {options}")
+    assert any("without the shift" in note for note in imported(pathlib.Path("train.sh")).notes) == said
