@@ -145,3 +145,63 @@ def test_a_script_that_trains_without_its_samplers_shift_is_told(folder, script,
     options = "--pretrained_model_name_or_path=m --instance_data_dir=a --instance_prompt=b"
     pathlib.Path("train.sh").write_text(f"accelerate launch {script} {options}")
     assert any("without the shift" in note for note in imported(pathlib.Path("train.sh")).notes) == said
+
+
+# sample_prompts -------------------------------------------------------------------------------------------------------
+
+TOML = """[prompt]
+width = 640
+height = 512
+[[prompt.subset]]
+prompt = "a dog"
+seed = 3
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("p.txt", "a dog --w 640 --h 512 --d 3\n"),
+        ("p.toml", TOML),
+        ("p.json", '[{"prompt": "a dog", "width": 640, "height": 512, "seed": 3}]'),
+    ],
+)
+def test_sample_prompts_are_read_in_each_of_their_forms(folder, name, content):
+    pathlib.Path(name).write_text(content)
+    preview = kohya("train_network.py", f"--sample_prompts={name}").callbacks["ValidationPreview"]
+    found = {option: preview[option].value for option in ("prompts", "sizes", "seeds")}
+    assert found == {"prompts": ["a dog"], "sizes": ["640x512"], "seeds": [3]}
+
+
+def test_options_of_a_prompt_that_do_not_fit_are_told_and_never_part_of_it(folder):
+    pathlib.Path("p.txt").write_text("a dog --s many --w wide --g 2 --ss euler --fs 3\n")
+    draft = kohya("train_network.py", "--sample_prompts=p.txt")
+    assert draft.callbacks["ValidationPreview"]["prompts"].value == ["a dog"]
+    told = " ".join(draft.refused)
+    assert all(f"sample_prompts {name}" in told for name in ("sample_steps", "width", "sample_sampler", "--fs"))
+    assert "sizes" not in draft.callbacks["ValidationPreview"] and text_of(draft, "")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("p.json", "3"), ("p.toml", "a = 1"), ("p.toml", "prompt = 'x'"), ("p.json", "[")]
+)
+def test_broken_sample_prompts_are_named(folder, name, content, capsys):
+    pathlib.Path(name).write_text(content)
+    kohya("train_network.py")
+    with pathlib.Path("train.sh").open("a") as file:
+        file.write(f" --sample_prompts={name}")
+    assert command("import", "train.sh") == 2
+    assert name in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [
+        "hf_abcdefghijkl",
+        "https://discord.com/api/webhooks/1/abcdefgh",
+        "https://x.org/hook?t=abcdefgh",
+        "ghp_abcdefghi",
+    ],
+)
+def test_a_secret_under_a_name_that_says_nothing_is_not_shown(secret):
+    assert "abcdefgh" not in shown("extra", secret) and "abcdefgh" not in shown("extra", [secret])
