@@ -6,7 +6,7 @@ import pathlib
 from typing import Any
 
 from dreamlit.errors import ConfigError, nearest
-from dreamlit.importing import diffusers_scripts, entries, models, previews
+from dreamlit.importing import diffusers_scripts, entries, models, previews, reading
 from dreamlit.importing.draft import Draft, Noted
 from dreamlit.importing.reading import Source
 from dreamlit.importing.rules import above_zero, number, whole
@@ -23,7 +23,7 @@ def imported(source: Source, datasets: Any) -> Draft:
     if datasets is not None:
         raise ConfigError(f"{datasets}: diffusers' scripts have no dataset file; give the command alone")
     family, adapter, targets, rate = diffusers_scripts.SCRIPTS[source.script]
-    options = dict(source.options)
+    options = {**source.options, **reading.named(source.tables)}
     model = str(options.get("pretrained_model_name_or_path") or "")
     if not model:
         raise ConfigError(f"{source.path} names no pretrained_model_name_or_path")
@@ -38,6 +38,11 @@ def imported(source: Source, datasets: Any) -> Draft:
     place_length(draft, source, family)
     place_optimizer(draft, rate)
     place_loss(draft, options)
+    if family in diffusers_scripts.UNSHIFTED:
+        draft.note(
+            "timesteps: the script trains without the shift by the size of the image, which its sampler has; here both "
+            "have it (model.family.init_args.shift: 1 is as there, for previews too)"
+        )
     place_photos(draft, source)
     place_preview(draft)
     return draft

@@ -40,6 +40,8 @@ SCRIPTS: dict[str, tuple[str, str, Any, float]] = {
 """Scripts -> family, what is trained, the layers of a LoRA, and the learning rate that is the default there."""
 ALPHA_OF_ITS_OWN = ("flux", "flux2_klein", "sana", "qwen_image", "z_image")
 """Endings of the scripts whose lora_alpha is 4 unless it is given; in the others it is the rank."""
+UNSHIFTED = ("Flux", "Flux2Klein", "QwenImage")
+"""Families whose sampler shifts by the size of the image, which the scripts do not in training."""
 SEVENTY_SEVEN = "texts are read as the pipeline reads them"
 
 MODEL: dict[str, Rule] = {

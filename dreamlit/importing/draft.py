@@ -22,6 +22,10 @@ OF_A_DATASET += ("instance_prompt", "resolution", "resolution_type", "crop", "re
 SECRETS = ("token", "secret", "password", "key", "url", "webhook", "auth")
 NAMED_LIKE_SECRETS = ("_tokens", "token_", "tokenizer")
 """Names that have a word of `SECRETS` in them and are none: class_tokens, keep_tokens, token_warmup_min."""
+LIKE_SECRETS = re.compile(
+    r"(?<=://)[^/@\s]+@|(?<=://)\S*(?:webhook|services/|[?&]\w+=)\S*|\b(?:hf_|sk-|ghp_|github_pat_|xox\w-|AKIA)[\w-]{8,}"
+)
+"""Values that are secrets whatever their name is: in a URL, or by how tokens begin."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,8 +75,9 @@ class Draft:
                 self.unknown[where + name] = shown(name, value)
             else:
                 self._take(rule, where, name, value, f"{name}: {shown(name, value)}", into)
+        said = {rule.key for rule in (rule_of(rules, name) for name in given) if rule}  # also by another name
         for name, rule in rules.items():
-            if rule.default is not None and name not in given:
+            if rule.default is not None and rule.key not in said:
                 applies = rule.when is None or rule.when in self.facts
                 if applies:
                     self._take(rule, where, name, rule.default, f"the default of {name} in {self.tool}", into)
@@ -137,7 +142,7 @@ class Draft:
         try:
             return convert(value)
         except Misfit as misfit:
-            self.refuse(name, value, str(misfit))
+            self.refuse(self.part_names.get(name, name), value, str(misfit))
             return usual
 
     def forget(self, *names: str, why: str = "") -> None:
@@ -192,5 +197,5 @@ def shown(name: str, value: Any) -> str:
         return "(not shown)"
     if isinstance(value, list) and any(isinstance(one, (dict, list)) for one in value):
         return f"a list of {len(value)}"
-    line = re.sub(r"://[^/@\s]+@", "://(not shown)@", " ".join(str(value).split()))
+    line = LIKE_SECRETS.sub("(not shown)", " ".join(str(value).split()))
     return line if len(line) <= 80 else line[:77] + "..."

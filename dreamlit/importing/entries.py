@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pathlib
+
 from dreamlit.importing.draft import Draft, Noted
 
 NEVER_IN_EVAL = (
@@ -48,7 +50,8 @@ def drop(draft: Draft, found: dict[str, Noted], where: str, key: str, why: str) 
 
 def unique_id(draft: Draft, wanted: str) -> str:
     """A name for a dataset that has none there: of its folder, with a number where it is taken."""
-    clean = "".join("-" if sign in "/\\#" or ord(sign) < 32 else sign for sign in wanted).strip(" .-") or "photos"
+    name = pathlib.PureWindowsPath(wanted).name  # which knows both kinds of slashes
+    clean = "".join("-" if sign in "/\\#" or ord(sign) < 32 else sign for sign in name).strip(" .-") or "photos"
     taken = {one["id"].value for one in draft.datasets}
     number, found = 1, clean
     while found in taken:

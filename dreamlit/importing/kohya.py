@@ -25,6 +25,8 @@ HOMES = {
     "Lumina2": "Alpha-VLLM/Lumina-Image-2.0",
 }
 """Where encoders and autoencoder of a model are whose transformer is a file."""
+SHIFTS = {"Flux": 3.0, "Chroma": 3.0, "SD3": 1.0, "Lumina2": 6.0}
+"""How far training is moved toward the noise where nothing says it."""
 
 MODEL: dict[str, Rule] = {
     "pretrained_model_name_or_path": part("model", "`model.family.init_args.path`; of flow models `transformer`"),

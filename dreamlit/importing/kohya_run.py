@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from dreamlit.errors import ConfigError, nearest
-from dreamlit.importing import kohya, kohya_data, models, previews, reading
+from dreamlit.importing import kohya, kohya_data, kohya_prompts, models, previews, reading
 from dreamlit.importing.draft import Draft
 from dreamlit.importing.reading import Source
 from dreamlit.importing.rules import Misfit, above_zero, number, whole
@@ -51,7 +51,7 @@ def imported(source: Source, datasets: Any) -> Draft:
     place_length(draft, source)
     place_optimizer(draft)
     place_loss(draft)
-    place_flow(draft)
+    place_flow(draft, family)
     place_looking(draft, source)
     return draft
 
@@ -227,12 +227,13 @@ def place_loss(draft: Draft) -> None:
         draft.idle["prior_loss_weight"] = "there are no regularisation images"
 
 
-def place_flow(draft: Draft) -> None:
+def place_flow(draft: Draft, family: str) -> None:
     """Timesteps of flow models: kohya's samplings are densities here, and shifts of the model."""
     if "flow" not in draft.facts:
         return
     sampling, scheme = str(draft.take("sampling", "sigma")), str(draft.take("scheme", "uniform"))
-    shift, sigmoid = draft.take_number("shift", number), draft.take_number("sigmoid", number, 1)
+    given, sigmoid = draft.take_number("shift", number), draft.take_number("sigmoid", number, 1)
+    shift = given or kohya.SHIFTS[family]
     spread = {name: draft.take_number(name, number) for name in ("logit_mean", "logit_std", "mode_scale")}
     if sampling in ("sigmoid", "shift", "flux_shift", "nextdit_shift"):
         draft.set("objective.timestep_density", "logit_normal", f"timestep_sampling: {sampling}")
@@ -249,8 +250,11 @@ def place_flow(draft: Draft) -> None:
         )
     if sampling in ("sigmoid", "uniform"):
         draft.set("family.shift", 1.0, f"timestep_sampling: {sampling}")
-    elif sampling in ("sigma", "shift") and shift:
-        draft.set("family.shift", shift, f"discrete_flow_shift, training_shift: {shift}")
+    elif sampling in ("sigma", "shift"):
+        source = "discrete_flow_shift, training_shift" if given else "the default in sd-scripts"
+        draft.set("family.shift", shift, f"{source}: {shift:g}")
+    if family == "SD3" and shift == 1:
+        draft.note("training_shift 1: previews have it too; SD3's own is 3, without model.family.init_args.shift")
 
 
 def place_looking(draft: Draft, source: Source) -> None:
@@ -264,8 +268,7 @@ def place_looking(draft: Draft, source: Source) -> None:
     if not named:
         previews.drop(draft, "there are no sample_prompts")
     else:
-        lines = reading.read_text(reading.find(named, source.path)).splitlines()
-        place_prompts(draft, [line for line in lines if line.strip() and not line.startswith("#")])
+        kohya_prompts.place(draft, reading.find(named, source.path))
         known = {"ddim": "ddim", "euler": "euler", "k_euler": "euler", "dpmsolver++": "dpm", "dpmsolver": "dpm"}
         if sampler in known:
             draft.set("callbacks.ValidationPreview.sampler", known[sampler], f"sample_sampler: {sampler}")
@@ -275,22 +278,3 @@ def place_looking(draft: Draft, source: Source) -> None:
         models.place_wandb(draft, "log_with")
     draft.forget("project", "run_name", why="they name a run of wandb; here the folder names it")
     draft.forget("datasets", "config_file")
-
-
-def place_prompts(draft: Draft, lines: list[str]) -> None:
-    """Lines such as `a dog --n blurry --w 768 --h 512 --d 1 --l 7 --s 28`; what all share is that of the first."""
-    found = [[part.strip() for part in re.split(r"\s--(?=[a-z] )", " " + line)] for line in lines]
-    prompts = [one[0] for one in found]
-    first = {part[0]: part[2:].strip() for part in found[0][1:]} if found else {}
-    if any({part[0]: part[2:].strip() for part in one[1:]} != first for one in found):
-        draft.note("sample_prompts: sizes, seeds and guidance are those of the first line, for all prompts")
-    seed = int(first["d"]) if first.get("d", "").isdigit() else None
-    previews.place(draft, prompts, seed=seed)
-    key = "callbacks.ValidationPreview"
-    if "w" in first or "h" in first:
-        draft.set(f"{key}.sizes", [f"{first.get('w', 512)}x{first.get('h', 512)}"], "--w, --h")
-    if first.get("n") and "guided" in draft.facts:
-        draft.set(f"{key}.negative_prompt", first["n"], "--n")
-    for letter, option, convert in (("s", "steps", above_zero), ("l", "guidance_scale", number)):
-        if letter in first:
-            draft.set(f"{key}.{option}", convert(reading.typed(first[letter])), f"--{letter}")

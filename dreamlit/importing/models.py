@@ -72,7 +72,7 @@ class Optimizer:
 
 ADAMW = Optimizer("torch.optim.AdamW")
 IN_FLOAT32 = "the weights that are trained are float32 here, so that AdamW needs no tricks against rounding"
-MISSING = "AdamW stands in its place, because the package is no dependency of dreamlit. {} Look at the learning rate"
+MISSING = "AdamW stands in its place, with a usual learning rate, because the package is no dependency of dreamlit. {}"
 
 
 def missing(how: str) -> Optimizer:
@@ -80,8 +80,9 @@ def missing(how: str) -> Optimizer:
 
 
 OWN = "With `pip install {}`, model.optimizer.class_path: {} takes it back."
-PRODIGY = missing(OWN.format("prodigyopt", "prodigyopt.Prodigy"))
-LION = missing("bitsandbytes.optim.Lion8bit is there, for a learning rate three to ten times smaller.")
+PRODIGY = missing(OWN.format("prodigyopt", "prodigyopt.Prodigy") + " It finds its own learning rate: 1 there.")
+USUAL_RATES = {"Full": 5e-6}
+"""Of AdamW, in the place of an optimizer that finds its own; of adapters it is 1e-4."""
 OPTIMIZERS: dict[str, Optimizer] = {
     "adamw": ADAMW,
     "adam": Optimizer("torch.optim.Adam"),
@@ -102,7 +103,7 @@ OPTIMIZERS: dict[str, Optimizer] = {
     "lion8bit": Optimizer("bitsandbytes.optim.Lion8bit", takes=("betas", "weight_decay")),
     "pagedlion8bit": Optimizer("bitsandbytes.optim.PagedLion8bit", takes=("betas", "weight_decay")),
     "ademamix8bit": Optimizer("bitsandbytes.optim.AdEMAMix8bit", takes=("weight_decay", "eps")),
-    "lion": LION,
+    "lion": Optimizer("bitsandbytes.optim.Lion", takes=("betas", "weight_decay")),
     "prodigy": PRODIGY,
     "dadaptation": missing("D-Adaptation finds its own learning rate."),
 }
@@ -111,16 +112,19 @@ OPTIMIZERS: dict[str, Optimizer] = {
 
 def place_optimizer(draft: Draft, name: Any, known: Optimizer | None, rate: float, options: dict[str, Any]) -> None:
     """The optimizer with its learning rate and the options that it takes; the rest is refused."""
+    source = "the learning rate"
     if known is None or not known.class_path:
         why = (
             known.note if known else "AdamW stands in its place. Any optimizer is named by the dotted path of its class"
         )
         draft.refuse("optimizer", name, why)
-        known = ADAMW
+        if known:
+            rate = USUAL_RATES.get(draft.values["model.adapter.class_path"].value, 1e-4)
+        known, source = ADAMW, f"usual of AdamW, in the place of {name}"
     elif known.note:
         draft.note(f"optimizer: {name}: {known.note}")
     draft.set("model.optimizer.class_path", known.class_path, f"optimizer: {name}")
-    draft.set("optimizer.lr", rate, "the learning rate")
+    draft.set("optimizer.lr", rate, source)
     for option, value in options.items():
         if option in known.takes:
             draft.set(f"optimizer.{option}", value)

@@ -18,9 +18,17 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib  # pyright: ignore[reportMissingImports]
 
-SCRIPT = re.compile(r"(?:[\w.~-]*/)*(\w+\.py)$")
+SCRIPT = re.compile(r"(?:[^=]*[/\\])?\w+\.py")
 ASSIGNMENT = re.compile(r"([A-Za-z_]\w*)(\+?)=(.*)", re.DOTALL)
-VARIABLE = re.compile(r"\$(?:\{(\w+)(?::?-([^}]*))?\}|(\w+))")
+VARIABLE = re.compile(r"\$(?:\{(\w+)(?::?-([^}]*))?\}|(\w+))|%(\w+)%")
+OF_WINDOWS = re.compile(r"(?:\^|\s`)[ \t]*\r?\n")
+"""How a command goes on in the next line in a batch file, and in PowerShell."""
+BETWEEN = r"(?P<gone>(?<=\s)\d?>>?\s*\S+|{comment})|(?:(?<=\s)(?:&&|\|\|?|&)|;)(?=\s|$)"
+OF_SHELLS = {
+    False: (r"""(?P<kept>"(?:\\[\s\S]|[^"\\])*"|'[^']*'|\\.)|""", r"(?:^|(?<=\s))#.*", r"\\[ \t]*\r?\n"),
+    True: (r"""(?P<kept>"[^"\n]*"|'[^'\n]*')|""", r"^[ \t]*(?:#|::|@?(?i:rem)\b).*", r"[\^`][ \t]*\r?\n"),
+}
+"""Whether it is of Windows -> what is quoted, what is a comment, and how a line goes on."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +68,7 @@ def read(path: pathlib.Path) -> Source:
     for command in commands:
         place = next((n for n, word in enumerate(command) if SCRIPT.fullmatch(word) or word == "simpletuner"), None)
         if place is not None:
-            script = pathlib.PurePath(command[place]).name
+            script = pathlib.PureWindowsPath(command[place]).name  # of both kinds of slashes
             return Source(path, of_words(command[place + 1 :]), script, of_words(command[:place]))
     if not found:
         raise ConfigError(f"{path} is neither JSON, TOML, KEY=value lines nor a command with the name of a script")
@@ -114,7 +122,8 @@ def parsed(path: pathlib.Path, text: str) -> Any:
     try:
         return tomllib.loads(text) if kind == "TOML" else json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} is not valid {kind}: {error}") from None
+        strict = "; JSON has no comments, and no comma behind the last of a list" if kind == "JSON" else ""
+        raise ConfigError(f"{path} is not valid {kind}: {error}{strict}") from None
 
 
 def is_table(value: Any) -> bool:
@@ -133,25 +142,43 @@ def assigned(path: pathlib.Path, text: str) -> tuple[dict[str, str], list[list[s
     """
     found: dict[str, str] = {}
     commands: list[list[str]] = []
-    for number, line in enumerate(re.sub(r"[\\^`]\r?\n", " ", text).splitlines(), 1):
+    windows = path.suffix.lower() in (".bat", ".cmd", ".ps1") or OF_WINDOWS.search(text) is not None
+    for number, line in enumerate(shell_lines(text, windows), 1):
+        lexer = shlex.shlex(line, posix=True)
+        lexer.whitespace_split, lexer.commenters = True, ""
+        if windows:
+            lexer.escape = ""
         try:
-            words = shlex.split(line, comments=True)
+            words = list(lexer)
         except ValueError as error:  # without its text, which may hold a token
             raise ConfigError(f"{path}, about line {number}: it cannot be read as a shell line ({error})") from None
-        while words and (words[0] in ("export", "set") or ASSIGNMENT.fullmatch(words[0])):
+        if windows and len(words) > 2 and words[0].lower() == "set":  # whose value has blanks without quotes
+            words = ["set", " ".join(words[1:])]
+        while words and (words[0].lower() in ("export", "set") or ASSIGNMENT.fullmatch(words[0])):
             assignment = ASSIGNMENT.fullmatch(words.pop(0))
             if assignment:
                 name, before = assignment[1], found.get(assignment[1], "")
                 value = expanded(assignment[3], {**found, name: before})
                 found[name] = before + value if assignment[2] else value
-        if words:
-            commands.append([expanded(word, found) for word in words])
+        words = [expanded(word, found) for word in words]
+        if words and words[0].startswith("--") and commands:  # the line before lacks the sign that it goes on
+            commands[-1] += words
+        elif words:
+            commands.append(words)
     return found, commands
+
+
+def shell_lines(text: str, windows: bool) -> list[str]:
+    """One command a line: without comments and redirections, and joined where a line goes on."""
+    quoted, comment, goes_on = OF_SHELLS[windows]
+    pattern = re.compile(quoted + BETWEEN.format(comment=comment), re.MULTILINE)
+    plain = pattern.sub(lambda match: match["kept"] or ("\n" if match["gone"] is None else ""), text)
+    return re.sub(goes_on, " ", plain).splitlines()
 
 
 def expanded(word: str, variables: dict[str, str]) -> str:
     def value(match: re.Match[str]) -> str:
-        return variables.get(match[1] or match[3], match[0] if match[2] is None else match[2])
+        return variables.get(match[1] or match[3] or match[4], match[0] if match[2] is None else match[2])
 
     return VARIABLE.sub(value, word)
 

@@ -244,10 +244,10 @@ def place_crop(draft: Draft, found: dict[str, Noted], where: str) -> None:
 
 def place_limits(draft: Draft, found: dict[str, Noted], where: str) -> None:
     """Sizes that leave photos out, or scale very large ones down first."""
-    smallest = draft.take("minimum")
+    smallest = draft.take_number("minimum", number)
     if smallest:
         found["minimum_image_size"] = Noted(smallest, f"minimum_image_size: {smallest}")
-    largest, reduced = draft.take("maximum"), draft.take("downsample")
+    largest, reduced = draft.take_number("maximum", number), draft.take_number("downsample", number)
     if not largest or not reduced:
         return
     size = found.get("resolution", Noted(1024)).value

@@ -94,7 +94,7 @@ def imported(source: Source, datasets: Any) -> Draft:
     Raises:
         ConfigError: when the model or the adapter has no counterpart, or a file is missing or broken.
     """
-    options = of_env(source) if source.env else dict(source.options)
+    options = of_env(source) if source.env else {**source.options, **reading.named(source.tables)}
     draft = Draft("SimpleTuner")
     family, path = model_of(options)
     adapter = adapter_of(options)
