@@ -94,6 +94,7 @@ def test_a_terminal_is_asked_for_what_is_missing(monkeypatch):
         (["--memory", "0"], "--memory is 0"),
         (["--resolution", "3"], "--resolution is 3"),
         (["--subject-word", " "], "--subject-word is empty"),
+        (["--class", "dog\nmodel: none"], "a word without line breaks"),
     ],
 )
 def test_bad_input_is_refused_with_its_name(words, told, photos, tmp_path, monkeypatch, capsys):
@@ -107,6 +108,24 @@ def test_bad_input_is_refused_with_its_name(words, told, photos, tmp_path, monke
     assert command("new", *(word for pair in good.items() for word in pair), "--dry-run") == 2
     assert told in capsys.readouterr().err
     assert not pathlib.Path("run.yaml").exists()
+
+
+def test_nothing_is_written_among_the_photos(photos, capsys):
+    folder = photos / "photos"
+    before = sorted(folder.iterdir())
+    words = ("--model", "m", "--photos", str(folder), "--class", "dog", "--output", str(folder / "run.yaml"))
+    assert command("new", *words) == 2
+    assert "lies in --photos" in capsys.readouterr().err and sorted(folder.iterdir()) == before
+
+
+def test_a_closed_terminal_ends_the_questions(monkeypatch, capsys):
+    def closed(question):
+        raise EOFError
+
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr("builtins.input", closed)
+    assert command("new", "--dry-run") == 2
+    assert "the questions were ended; give --model" in capsys.readouterr().err
 
 
 def test_the_first_way_that_fits_is_taken_and_none_is_an_error(photos, tmp_path, monkeypatch, capsys):

@@ -98,10 +98,23 @@ def check(options: Any) -> None:
     for flag, word in (("--subject-word", options.subject_word), ("--class", options.class_name)):
         if word is not None and not word.strip():
             faults.add(f"{flag} is empty; give a word")
+        elif word is not None and not word.isprintable():
+            faults.add(f"{flag} is {word!r}; give a word without line breaks")
+    for flag, folder in (
+        ("--photos", options.photos),
+        ("--masks", options.masks),
+        ("--class-images", options.class_images),
+    ):
+        if folder is not None and not options.dry_run and _inside(path, folder):
+            faults.add(f"--output {path} lies in {flag} {folder}, which is only read; give a file elsewhere")
     for flag, folder in (("--masks", options.masks), ("--class-images", options.class_images)):
         if folder is not None and not pathlib.Path(folder).expanduser().is_dir():
             faults.add(f"{flag} {folder}: no such folder")
     faults.raise_if_any()
+
+
+def _inside(path: pathlib.Path, folder: str) -> bool:
+    return pathlib.Path(folder).expanduser().resolve() in path.expanduser().resolve().parents
 
 
 def ask_for_missing(options: Any) -> None:
@@ -113,7 +126,10 @@ def ask_for_missing(options: Any) -> None:
     for name in missing:
         answer = ""
         while not answer:
-            answer = input(f"{ASKED[name]}: ").strip()
+            try:
+                answer = input(f"{ASKED[name]}: ").strip()
+            except EOFError:
+                raise ConfigError(f"the questions were ended; give {FLAGS.get(name, f'--{name}')}") from None
         setattr(options, name, answer)
     if missing and options.masks is None:
         options.masks = input("the folder of masks (enter: none): ").strip() or None
