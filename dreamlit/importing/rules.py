@@ -96,6 +96,11 @@ def rule_of(rules: Rules, name: str) -> Rule | None:
     )
 
 
+def is_on(value: Any) -> bool:
+    """Whether a switch is on, also where it is written as text."""
+    return str(value).lower() in ("true", "1")
+
+
 def is_off(value: Any, rule: Rule) -> bool:
     """Whether a refused option asks for nothing."""
     nothing = (*rule.off, None, False, 0, "", "none", "None", "false", "0", [], {})

@@ -7,7 +7,7 @@ from typing import Any
 from dreamlit.importing import models, previews, reading, simpletuner_more
 from dreamlit.importing.draft import Draft
 from dreamlit.importing.reading import Source
-from dreamlit.importing.rules import above_zero, number, whole
+from dreamlit.importing.rules import above_zero, is_on, number, whole
 
 OF_PREVIEWS = ("stream", "stream_steps", "scores", "clip_model", "preview_models")
 HIGHEST_ORDER = {"unipc": 3, "dpm": 2, "euler": 1}
@@ -21,10 +21,6 @@ def place_looking(draft: Draft, source: Source) -> None:
     place_preview(draft, source)
     place_webhooks(draft, source)
     place_logs(draft)
-
-
-def is_on(value: Any) -> bool:
-    return str(value).lower() in ("true", "1")
 
 
 def place_ema(draft: Draft) -> None:

@@ -16,7 +16,7 @@ from dreamlit.importing import (
 )
 from dreamlit.importing.draft import Draft
 from dreamlit.importing.reading import Source
-from dreamlit.importing.rules import Misfit, Rule, above_zero, number, whole
+from dreamlit.importing.rules import Misfit, Rule, above_zero, is_on, number, whole
 
 HOMES: dict[str, tuple[str, dict[str, str]]] = {
     "sdxl": ("SDXL", {"base-1.0": "stabilityai/stable-diffusion-xl-base-1.0"}),
@@ -154,10 +154,6 @@ def model_of(options: dict[str, Any]) -> tuple[str, str]:
             f"model_flavour is {asked_for!r} without a pretrained_model_name_or_path; {nearest('', known)}"
         )
     return family, str(path)
-
-
-def is_on(value: Any) -> bool:
-    return str(value).lower() in ("true", "1")
 
 
 def adapter_of(options: dict[str, Any]) -> str:
