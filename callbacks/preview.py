@@ -14,10 +14,21 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from dreamlit import events
 from dreamlit.callbacks.ema import EMA, average_for
-from dreamlit.callbacks.preview_share import MODELS, Made, Plan, Share, gathered, refined_photos, step_folder
+from dreamlit.callbacks.preview_share import (
+    MODELS,
+    Made,
+    Plan,
+    Share,
+    encode_ahead,
+    gathered,
+    refined_photos,
+    smallest,
+    step_folder,
+)
 from dreamlit.errors import CombinationError, ConfigError, DreamlitError, Faults
+from dreamlit.in_the_making import as_image
 from dreamlit.observing import untouched
-from dreamlit.previewing import Picture, Sampling, as_image, draw, parse_size, seed_faults, size_faults
+from dreamlit.previewing import Picture, Sampling, draw, parse_size, seed_faults, size_faults
 from dreamlit.prompts import all_prompts
 from dreamlit.seeds import address
 
@@ -151,6 +162,9 @@ class ValidationPreview(Callback):
         if not trainer.fast_dev_run and every and 0 < last < every and not self.at_start and not self.at_end:  # pyright: ignore
             faults.add(f"no preview would be made: every_n_steps is {every} and trainer.max_steps is {last}")
         faults.raise_if_any()
+        if not family.drawn_with:
+            pictures = [picture for _, picture in self._pictures(pl_module)]
+            encode_ahead(trainer, pl_module, pictures, self.sampling, self.batch_size)
         # After the checkpoint callback: what is saved at this step is then safe, and its name goes into the recipes.
         trainer.callbacks = [*(c for c in callbacks if c is not self), self]  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -238,7 +252,7 @@ class ValidationPreview(Callback):
         Raises:
             DreamlitError: a setting is wrong; any other failure is a warning, as in a preview.
         """
-        picture = min((p for _, p in self._planned), key=lambda p: (p.width or 0) * (p.height or 0))
+        picture = smallest([picture for _, picture in self._planned])
         try:
             with untouched(module), trainer.precision_plugin.predict_step_context():
                 self._draw_one(module, picture)

@@ -17,9 +17,10 @@ from dreamlit.callbacks.ema import average_for, averaged
 from dreamlit.datamodules.fills import progress_bar
 from dreamlit.errors import DreamlitError
 from dreamlit.images import recipe_text, save_image
+from dreamlit.in_the_making import as_image
 from dreamlit.observing import base_denoiser, untouched
 from dreamlit.preview_grid import Line, grid
-from dreamlit.previewing import Picture, Sampling, as_image, draw, opened
+from dreamlit.previewing import Picture, Sampling, ask_ahead, batches, draw, opened
 from dreamlit.recipes import weights_digest
 
 if TYPE_CHECKING:
@@ -57,6 +58,19 @@ class Made:
         own = [(picture.prompt, self.share.path(model, stem)) for stem, picture in self.share.plan.pictures]
         root = self.share.trainer.default_root_dir
         return [(prompt, path, events.within(path, root)) for prompt, path in own if path.exists()]
+
+
+def smallest(pictures: list[Picture]) -> Picture:
+    """The one that is rehearsed."""
+    return min(pictures, key=lambda picture: (picture.width or 0) * (picture.height or 0))
+
+
+def encode_ahead(trainer: Any, module: Any, pictures: list[Picture], sampling: Sampling, batch_size: int) -> None:
+    """Encodes the prompts of a rehearsal and of this rank's share while there is no denoiser yet."""
+    own = pictures[trainer.global_rank :: trainer.world_size]
+    with untouched(module), trainer.precision_plugin.predict_step_context():
+        wanted = [[smallest(pictures)], *batches(own, batch_size)]
+        ask_ahead(module.family, wanted, sampling, trainer.strategy.root_device)
 
 
 def refined_photos(trainer: Any, seeds: list[int]) -> list[tuple[str, Picture]]:

@@ -15,7 +15,7 @@ from dreamlit.callbacks.checkpoint import run_name
 from dreamlit.callbacks.ema import average_for, averaged
 from dreamlit.errors import CombinationError, ConfigError, DataError, Faults, ModelError
 from dreamlit.observing import base_denoiser, untouched
-from dreamlit.previewing import Picture, Sampling, draw, prompt_faults, seed_faults, size_faults
+from dreamlit.previewing import Picture, Sampling, ask_ahead, batches, draw, prompt_faults, seed_faults, size_faults
 from dreamlit.prompts import text_faults
 from dreamlit.report_scores import score_lines, scores_of
 from dreamlit.seeds import address
@@ -146,6 +146,10 @@ class RunReport(Callback):
         except ModelError as error:
             faults.add(f"encoder: {error}")
         faults.raise_if_any()
+        if trainer.is_global_zero:
+            with untouched(pl_module), trainer.precision_plugin.predict_step_context():
+                wanted = batches(self._wanted(self._seeds(pl_module)), self.batch_size)
+                ask_ahead(family, wanted, self.sampling, trainer.strategy.root_device)
         # After the checkpoint callback, which writes the final adapter in the same hook and stands last by itself.
         others = [callback for callback in trainer.callbacks if callback is not self]  # pyright: ignore
         trainer.callbacks = [*others, self]  # pyright: ignore[reportAttributeAccessIssue]
@@ -216,11 +220,12 @@ class RunReport(Callback):
                 before = self._draw(module.family.pipeline(denoiser=base.eval()), seeds, advance)
         return {"base": before, "adapter": adapted}
 
+    def _wanted(self, seeds: list[int]) -> list[Picture]:
+        return [Picture(prompt, seed, **self.size) for prompt in self.prompts + self.class_prompts for seed in seeds]
+
     def _draw(self, pipeline: Any, seeds: list[int], advance: Callable[[int], None]) -> list[list[Image]]:
-        prompts = self.prompts + self.class_prompts
-        wanted = [Picture(prompt, seed, **self.size) for prompt in prompts for seed in seeds]
         images: list[Image] = []
-        for _, image in draw(pipeline, wanted, self.sampling, batch_size=self.batch_size):
+        for _, image in draw(pipeline, self._wanted(seeds), self.sampling, batch_size=self.batch_size):
             images.append(image)
             advance(1)
         return [images[start : start + len(seeds)] for start in range(0, len(images), len(seeds))]

@@ -109,7 +109,12 @@ class Watched:
 
 
 class WatchedSDXL(Watched, SDXL):
-    """See `Watched`."""
+    """See `Watched`; it also notes what is there to draw with."""
+
+    def pipeline(self, denoiser=None):
+        made = super().pipeline(denoiser)
+        self._note("pipeline")
+        return made
 
 
 class WatchedRefiner(Watched, SDXLRefiner):

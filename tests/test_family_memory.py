@@ -49,6 +49,8 @@ def test_one_part_is_loaded_at_a_time_and_previews_leave_nothing_behind(tmp_path
     assert loaded_at("encode_pixels") and all(names == pixels for names in loaded_at("encode_pixels"))
     assert loaded_at("encode_prompts") and all(names == encoders for names in loaded_at("encode_prompts"))
     assert len(loaded_at("predict")) == 4 and all(names == {"unet"} for names in loaded_at("predict"))
+    assert len(loaded_at("pipeline")) == (4 if name == "sdxl" else 0)  # the rehearsal, the base, and two previews
+    assert all(names == {"unet", "vae"} for names in loaded_at("pipeline"))  # the prompts were encoded before
     assert len(loaded_at("before")) == (len(recorder.Watched.seen) // 2 if before else 0)
     assert not any(loaded_at("before"))
     # with the model before it, images are drawn of the prompts, by both

@@ -45,7 +45,7 @@ GRAPH = {name: imports_of(path) for name, path in modules().items()}
 SHOWS = (
     *("dreamlit.images", "dreamlit.plots", "dreamlit.metrics", "dreamlit.encoders", "dreamlit.observing"),
     *("dreamlit.datamodules.images", "dreamlit.datamodules.fills"),
-    *("dreamlit.previewing", "dreamlit.preview_grid", "dreamlit.prompts", "dreamlit.recipes"),
+    *("dreamlit.in_the_making", "dreamlit.previewing", "dreamlit.preview_grid", "dreamlit.prompts", "dreamlit.recipes"),
     *("dreamlit.report_scores", "dreamlit.scoring", "dreamlit.curves", "dreamlit.step_lines"),
 )
 BASICS = (
@@ -117,7 +117,8 @@ def group(name: str) -> str:
         ("dreamlit.scoring", ("dreamlit.metrics", "dreamlit.plots", "dreamlit.encoders")),
         ("dreamlit.curves", ("dreamlit.images", "dreamlit.step_lines")),
         ("dreamlit.prompts", ()),
-        ("dreamlit.previewing", ()),
+        ("dreamlit.in_the_making", ("dreamlit.previewing",)),
+        ("dreamlit.previewing", ("dreamlit.in_the_making", "dreamlit.families.recall")),
         ("dreamlit.recipes", ("dreamlit.images", "dreamlit.previewing")),
         ("dreamlit.preview_grid", ("dreamlit.plots",)),
         ("dreamlit.report_scores", ("dreamlit.metrics",)),

@@ -7,9 +7,10 @@ import torch
 
 from dreamlit.adapters import Full, LoRA
 from dreamlit.families import SD
+from dreamlit.families.loading import bare
 from dreamlit.memory.live import without_memory
 from dreamlit.memory.walk import Work, code_pixels, read_caption, train
-from dreamlit.memory.weights import SCALES, bare, saving, stored_bytes
+from dreamlit.memory.weights import SCALES, saving, stored_bytes
 from dreamlit.quantisation import LEVELS
 from dreamlit.quantisation.layers import quantised
 from dreamlit.quantisation.layers import stored_bytes as bytes_of_layer

@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch.plugins.precision import Precision
 from PIL import Image
 
-from dreamlit import previewing
+from dreamlit import in_the_making
 from dreamlit.callbacks.preview import ValidationPreview
 from dreamlit.errors import ConfigError, DataError, ModelError
 from dreamlit.families import SD, quick
@@ -222,7 +222,7 @@ def test_twenty_steps_shown_every_five_are_5_10_15_20_and_the_last_is_the_image(
         for image, values in zip(watched, decoded, strict=True):
             exact = np.asarray(image).astype(int)
             share = 1 if sampler in ("euler", "dpm", "unipc") else 255  # DDIM ends at the first noise level, not at 0
-            assert np.abs(exact - np.asarray(previewing.as_image(values.detach())).astype(int)).max() <= share
+            assert np.abs(exact - np.asarray(in_the_making.as_image(values.detach())).astype(int)).max() <= share
 
 
 def test_quick_decoders_show_the_picture(toybox):

@@ -11,7 +11,7 @@ from dreamlit.errors import ConfigError
 from dreamlit.export import check_round_trip, export
 from dreamlit.families import Sana
 from dreamlit.families.sana import instruction
-from dreamlit.previewing import predicted_x0
+from dreamlit.in_the_making import predicted_x0
 from tests.family_cases import calls_of, change, complaint, loaded, predicted, state, stock
 
 pytestmark = [pytest.mark.filterwarnings("ignore:caption"), pytest.mark.usefixtures("own_memo")]

@@ -157,7 +157,7 @@ def report_memory(estimate: Estimate, device: str, found: Findings, memory: int 
     found.fact(section, "the largest", f"{in_units(peak.total):>8} of {in_units(room)} ({where}): {peak.name}")
     advice = "lower data.batch_size or the resolution, set gradient_checkpointing or a base_model_precision"
     if peak.name.startswith("previews"):
-        advice = "give the callbacks that draw a smaller size or batch_size, or store the text encoders in few bits"
+        advice = "give the callbacks that draw a smaller size or batch_size"
     if peak.total > room:
         found.problems.append(
             f"{peak.name} needs about {in_units(peak.total)}, and {where} is {in_units(room)}; {advice}"

@@ -104,6 +104,8 @@ class Family(Drawing, ABC):
         self.compile = compile
         self.precisions: dict[str, str] = {}
         """Component -> a level of `dreamlit.quantisation` in which it is loaded; those that are absent as `dtype`."""
+        self.remembered: dict[str, Any] = {}
+        """What the text encoders say to prompts that they were asked ahead (`dreamlit.families.recall`)."""
         self._loaded: dict[str, Any] = {}
         self._told: set[str] = set()
         """Captions of which it was said that they are cut."""
@@ -176,16 +178,7 @@ class Family(Drawing, ABC):
         It is the same wherever the files are. For "text_encoders" it covers the tokenizers and the precision, which
         change the embeddings; the autoencoder always runs in float32, and the denoiser's precision is the trainer's.
         """
-        content: dict[str, Any] = {"part": part}
-        if part != "vae":  # families with the same autoencoder share their latents
-            content["family"] = type(self).__name__
-        names = self.components(part)
-        content["components"] = {n: fingerprints.component(self.files, n, self.overrides.get(n)) for n in names}
-        if part == "text_encoders":
-            tokenizers = [tokenizer for _, tokenizer in self.text_parts()]
-            content["tokenizers"] = {name: fingerprints.tokenizer(self.files.folder / name) for name in tokenizers}
-            content["options"] = self.text_options()
-        return fingerprints.of(content)
+        return fingerprints.of_part(self, part)
 
     def text_options(self) -> dict[str, Any]:
         """Options that change the embeddings of a prompt."""
@@ -206,9 +199,12 @@ class Family(Drawing, ABC):
                     self._loaded[name] = self._load(name)
                 self._loaded[name].to(device)
         if "text_encoders" in parts:
-            for _, name in self.text_parts():
-                if name not in self._loaded:
-                    self._loaded[name] = loading.load_config_object(self.files, name)
+            self.load_tokenizers()
+
+    def load_tokenizers(self) -> None:
+        """Load the tokenizers, which come with "text_encoders", alone."""
+        for name in (name for _, name in self.text_parts() if name not in self._loaded):
+            self._loaded[name] = loading.load_config_object(self.files, name)
 
     def _load(self, name: str) -> nn.Module:
         import torch

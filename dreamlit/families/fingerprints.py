@@ -9,10 +9,13 @@ import json
 import os
 import pathlib
 import tempfile
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dreamlit.errors import ModelError
 from dreamlit.families.files import ModelFiles, read_json, vae_folder, weight_faults, weight_files
+
+if TYPE_CHECKING:
+    from dreamlit.families.base import Family
 
 CHUNK_BYTES = 1 << 22
 PROVENANCE = {"name_or_path", "transformers_version", "torch_dtype", "dtype", "tokenizer_file"}
@@ -28,6 +31,20 @@ def memo_path() -> pathlib.Path:
 def of(content: Any) -> str:
     """32 hexadecimal digits that depend on `content` (any JSON value), not on the order of its keys."""
     return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def of_part(family: Family, part: str) -> str:
+    """See `Family.fingerprint`."""
+    content: dict[str, Any] = {"part": part}
+    if part != "vae":  # families with the same autoencoder share their latents
+        content["family"] = type(family).__name__
+    names = family.components(part)
+    content["components"] = {name: component(family.files, name, family.overrides.get(name)) for name in names}
+    if part == "text_encoders":
+        tokenizers = [name for _, name in family.text_parts()]
+        content["tokenizers"] = {name: tokenizer(family.files.folder / name) for name in tokenizers}
+        content["options"] = family.text_options()
+    return of(content)
 
 
 def component(files: ModelFiles, name: str, override: ModelFiles | None = None) -> list[Any]:

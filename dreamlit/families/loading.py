@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from dreamlit.families.base import Family
+
 SINGLE_FILE_PREFIXES = {
     "vae": ("first_stage_model.",),
     "unet": ("model.diffusion_model.",),
@@ -46,6 +48,15 @@ def empty(kind: type[Any], folder: pathlib.Path) -> Any:
         if hasattr(kind, "from_config"):  # of diffusers
             return kind.from_config(read_json(folder / "config.json"))
         return kind(kind.config_class.from_pretrained(folder, local_files_only=True))
+
+
+def bare(family: Family, name: str) -> nn.Module:
+    """A component of a family with all its layers, frozen, parameters on the meta device. Errors: `ModelError`."""
+    folder = family.files.configuration(f"{name}/config.json").parent
+    override = family.overrides.get(name)
+    if override is not None and name == "vae" and not override.is_file:
+        folder, _ = vae_folder(override)
+    return empty(component_class(family.files.index, name), folder).requires_grad_(False).eval()
 
 
 def compile_blocks(denoiser: Any) -> None:

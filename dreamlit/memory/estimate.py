@@ -6,8 +6,9 @@ import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from dreamlit.families.loading import bare
 from dreamlit.memory.walk import Step, Work, code_pixels, read_caption, train
-from dreamlit.memory.weights import bare, precision_of, stored_bytes
+from dreamlit.memory.weights import precision_of, stored_bytes
 from dreamlit.quantisation import NO_CHANGE
 
 if TYPE_CHECKING:
@@ -88,7 +89,8 @@ class Estimator:
         if work.drawn:
             lasting = ("denoiser, adapter, optimizer", phases[2].total - step.rest)
             at_work = ("one image being drawn", max(step.drawing, decoding))
-            phases.append(Phase("previews and reports", (lasting, *others, at_work)))
+            beside = others if family.drawn_with else others[1:]  # the others' prompts are encoded before the training
+            phases.append(Phase("previews and reports", (lasting, *beside, at_work)))
         if work.drawn_first:
             at_work = ("a batch being drawn", max(step.drawing_first, first))
             phases.insert(0, Phase("drawing class images", (("denoiser", sizes["denoiser"]), *others, at_work)))

@@ -14,9 +14,9 @@ from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 from torch.utils.checkpoint import checkpoint
 
 from dreamlit.families import vae
-from dreamlit.families.loading import load_config_object
+from dreamlit.families.loading import bare, load_config_object
 from dreamlit.memory.live import Kernels, LiveBytes, emptied, without_memory
-from dreamlit.memory.weights import bare, few_bits, precision_of, saving
+from dreamlit.memory.weights import few_bits, precision_of, saving
 from dreamlit.quantisation import NO_CHANGE
 from dreamlit.types import Batch
 

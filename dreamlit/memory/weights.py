@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from dreamlit.families.files import vae_folder
-from dreamlit.families.loading import component_class, empty
 from dreamlit.quantisation import LEVELS, NO_CHANGE
 
 if TYPE_CHECKING:
@@ -26,15 +24,6 @@ SCALES = {
     "int8-bnb": (4, None),
 }
 """Level -> bytes of scales for each group of so many weights; None for a whole row."""
-
-
-def bare(family: Family, name: str) -> nn.Module:
-    """A component of a family with all its layers, frozen, parameters on the meta device. Errors: `ModelError`."""
-    folder = family.files.configuration(f"{name}/config.json").parent
-    override = family.overrides.get(name)
-    if override is not None and name == "vae" and not override.is_file:
-        folder, _ = vae_folder(override)
-    return empty(component_class(family.files.index, name), folder).requires_grad_(False).eval()
 
 
 def precision_of(family: Family, name: str) -> torch.dtype:

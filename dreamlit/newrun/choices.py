@@ -95,7 +95,8 @@ def article(noun: str) -> str:
 
 def large_encoders(family: Family) -> list[int]:
     """Numbers, from 1, of the text encoders that are large in the family's precision."""
-    from dreamlit.memory.weights import bare, precision_of, stored_bytes
+    from dreamlit.families.loading import bare
+    from dreamlit.memory.weights import precision_of, stored_bytes
 
     here = [name for name, _ in family.text_parts()]
     sizes: dict[str, Any] = {name: stored_bytes(bare(family, name), precision_of(family, name)) for name in here}
