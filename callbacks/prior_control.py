@@ -64,7 +64,7 @@ class PriorControl(Callback):
         if not (toward_base or module.class_prompts):
             raise CombinationError(
                 "PriorControl measures the drift on regularisation samples (with prior_target: base_model) or on class "
-                "prompts, and there are none; add a dataset with is_regularisation_data: true, or class_prompt"
+                "prompts, and there are none; add a dataset with is_regularisation_data: true, or class_words"
             )
         if module.regularised and module.objective.prior_target == "data":
             raise CombinationError("PriorControl needs prior_target: base_model; losses toward photos are no drift")

@@ -259,12 +259,13 @@ def fill_masks(caches: Caches, manifest: Manifest, progress: bool = True) -> Fil
 
 def captions_of(manifest: Manifest, seed: int) -> list[str]:
     """Every text that a draw can ask for under this seed, each once."""
-    from dreamlit.datamodules.captions import expand
+    from dreamlit.datamodules.captions import class_prompts, expand
 
     specs: dict[str, Any] = {spec.id: spec for spec in manifest.specs}
     samples = all_samples(manifest)
     captions = [expand(sample.captions, specs[sample.dataset_id], seed) for sample in samples]
-    captions += [specs[name].class_prompt for name in dict.fromkeys(sample.dataset_id for sample in manifest.samples)]
+    trained = [(specs[sample.dataset_id], sample.captions) for sample in manifest.samples]
+    captions += [class_prompts(expand(variants, spec, seed), spec) for spec, variants in trained]
     return list(dict.fromkeys(caption for group in captions for caption in group))
 
 

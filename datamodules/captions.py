@@ -11,6 +11,7 @@ import functools
 import importlib
 import itertools
 import math
+import re
 from collections.abc import Iterable, Sequence
 
 from dreamlit.datamodules.captions_strategies import (
@@ -38,6 +39,7 @@ __all__ = [
     "JsonLines",
     "Parquet",
     "TextFile",
+    "class_prompts",
     "decode_text",
     "draw_caption",
     "draw_class_prompt",
@@ -113,6 +115,8 @@ def read_captions(spec: ImageDataset, source: CaptionSource, names: Iterable[str
             faults.add(str(error))
             continue
         written = tuple(dict.fromkeys(caption for caption in captions if caption.strip()))
+        for caption in (caption for caption in written if spec.class_words and of_the_class(caption, spec) is None):
+            faults.add(f"{name}: its caption {caption!r} has none of class_words ({', '.join(dict(spec.class_words))})")
         if written or spec.empty_caption == "allow":
             found.variants[name] = written or ("",)
         elif spec.empty_caption == "skip":
@@ -153,8 +157,28 @@ def draw_caption(variants: Sequence[str], spec: ImageDataset, seed: int, sample_
     return captions[order[place]]
 
 
-def draw_class_prompt(spec: ImageDataset, seed: int, sample_id: str, visit: int) -> str | None:
-    """One of the dataset's `class_prompt` for a draw, or None without any; each is used once in a round of visits."""
+def of_the_class(caption: str, spec: ImageDataset) -> str | None:
+    """A caption with the words of `class_words` replaced, None where it has none of them."""
+    pattern = "|".join(re.escape(old) for old in sorted(dict(spec.class_words), key=len, reverse=True))
+    replaced, count = re.subn(rf"(?<!\w)(?:{pattern})(?!\w)", lambda found: dict(spec.class_words)[found[0]], caption)
+    return replaced if count else None
+
+
+def class_prompts(captions: Sequence[str], spec: ImageDataset) -> tuple[str, ...]:
+    """All class prompts of an image with these captions, as `expand` has them: what has to be cached."""
+    if not spec.class_words:
+        return spec.class_prompt
+    return tuple(dict.fromkeys(text for text in (of_the_class(caption, spec) for caption in captions) if text))
+
+
+def draw_class_prompt(caption: str, spec: ImageDataset, seed: int, sample_id: str, visit: int) -> str | None:
+    """The class prompt of a draw, or None without any.
+
+    One of the dataset's `class_prompt`, each used once in a round of visits, or what `class_words` make of the draw's
+    caption; of a caption that was dropped they make nothing.
+    """
+    if spec.class_words:
+        return of_the_class(caption, spec)
     if not spec.class_prompt:
         return None
     turn, place = divmod(visit, len(spec.class_prompt))

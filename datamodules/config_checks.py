@@ -112,12 +112,15 @@ def _role_faults(spec: ImageDataset) -> Iterator[str]:
         yield "missing_mask does nothing without conditioning_data"
     if spec.conditioning_data is not None and spec.alpha == "mask":
         yield "alpha: mask and conditioning_data give each image two masks: keep one"
-    if spec.class_prompt and spec.is_regularisation_data:
-        yield "class_prompt does nothing for is_regularisation_data: its images are held at the base model's prediction"
+    if spec.class_prompt and spec.class_words:
+        yield "class_prompt and class_words both say what the class prompts are: keep one"
+    for key in (key for key in ("class_prompt", "class_words") if getattr(spec, key) and spec.is_regularisation_data):
+        yield f"{key} does nothing for is_regularisation_data: its images are held at the base model's prediction"
     if not spec.is_eval:
         return
     unused = {
         "class_prompt": bool(spec.class_prompt),
+        "class_words": bool(spec.class_words),
         "is_regularisation_data": spec.is_regularisation_data,
         "repeats": spec.repeats != 0,
         "probability": spec.probability != 1,

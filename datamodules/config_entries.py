@@ -133,7 +133,11 @@ class ImageDataset:
     """Keeps the class without class images: each draw of a photo is also trained, with this prompt in place of its
     caption, toward what the base model predicts with it (for example `a photo of a dog`, without the subject's name).
     A list gives variants; each draw uses one. Weighted by `objective.prior_loss_weight`. A step takes about twice as
-    long."""
+    long. Where captions say more than the subject's name, use `class_words` instead."""
+    class_words: tuple[tuple[str, str], ...] = ()
+    """The same with class prompts made of the captions: words of a caption -> what stands there for the class, such as
+    `{sks dog: a dog}`. Each caption must have such words. It is the safer of the two with captions that name places: a
+    fixed prompt without any lets the model tell the subject from its class by the place alone."""
     empty_caption: str = "error"
     """What happens to images whose caption is empty. `error`: all are listed and nothing starts. `allow`: trained with
     the empty prompt. `skip`: left out, and listed."""

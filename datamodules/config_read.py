@@ -151,6 +151,7 @@ def to_mapping(spec: DatasetSpec) -> dict[str, Any]:
     for key in ("instance_prompt", "class_prompt"):
         if len(plain.get(key, ())) == 1:
             plain[key] = plain[key][0]
+    plain["class_words"] = dict(plain.get("class_words", ())) or None
     return {key: value for key, value in plain.items() if value is not None and value != []}
 
 

@@ -118,6 +118,19 @@ def prompts(value: Any) -> tuple[str, ...]:
     return tuple(dict.fromkeys(item.strip() for item in items))
 
 
+def words(value: Any) -> tuple[tuple[str, str], ...]:
+    """Words and what replaces them, neither blank."""
+    if not isinstance(value, Mapping) or not value:
+        raise ValueError(f"came {shown(value)}; allowed: words and what replaces them, such as {{sks dog: a dog}}")
+    pairs = tuple((old, new) for old, new in value.items())
+    if not all(isinstance(text, str) and text.strip() for pair in pairs for text in pair):
+        raise ValueError(f"came {shown(value)}; each must be words, and their replacement too, not blank")
+    same = next((old for old, new in pairs if old.strip() == new.strip()), None)
+    if same is not None:
+        raise ValueError(f"{same!r} would be replaced by itself")
+    return tuple((old.strip(), new.strip()) for old, new in pairs)
+
+
 def aspects(value: Any) -> tuple[float, ...]:
     """Aspects (width / height) as plain numbers."""
     if not isinstance(value, Sequence) or isinstance(value, str):
@@ -253,6 +266,7 @@ CONVERTERS: dict[str, Converter] = {
     "caption_strategy": strategy,
     "instance_prompt": prompts,
     "class_prompt": prompts,
+    "class_words": words,
     "prepend_instance_prompt": boolean,
     "only_instance_prompt": boolean,
     "empty_caption": choice("error", "allow", "skip"),

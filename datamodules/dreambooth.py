@@ -198,7 +198,7 @@ class DreamBoothData(LightningDataModule):
     def tell_roles(self, manifest: Manifest) -> None:
         """Tells the module whether there are regularisation samples and class prompts."""
         self._module.regularised = any(sample.role == Role.REGULARISATION for sample in manifest.samples)
-        prompted = {spec.id for spec in self.specs.images if spec.class_prompt}
+        prompted = {spec.id for spec in self.specs.images if spec.class_prompt or spec.class_words}
         self._module.class_prompts = any(sample.dataset_id in prompted for sample in manifest.samples)
 
     def train_dataloader(self) -> PlanLoader:

@@ -61,7 +61,8 @@ class PlanDataset(Dataset):
     def __getitem__(self, item: Item) -> dict[str, Any]:
         sample, visit = self.samples[item.draw.sample], item.draw.visit
         spec, place = self.specs[sample.dataset_id], (self.seed, sample.id, visit)
-        caption, of_class = draw_caption(sample.captions, spec, *place), draw_class_prompt(spec, *place)
+        caption = draw_caption(sample.captions, spec, *place)
+        of_class = draw_class_prompt(caption, spec, *place)
         latents = self.caches.latent(sample)
         noise = self.noise(sample.id, visit, tuple(latents.shape))
         return {

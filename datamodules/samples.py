@@ -211,4 +211,5 @@ def _draws(spec: ImageDataset) -> str:
     prompt = spec.instance_prompt if spec.prepend_instance_prompt else ()  # keeps its place under shuffling
     facts: tuple[object, ...] = (spec.id, spec.dataset_type, spec.repeats, spec.probability)
     facts += (("class", *spec.class_prompt),) if spec.class_prompt else ()
+    facts += (("class words", *spec.class_words),) if spec.class_words else ()
     return repr(("dataset", *facts, spec.caption_dropout, dataclasses.astuple(spec.caption_shuffle), prompt))

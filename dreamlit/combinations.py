@@ -133,12 +133,13 @@ def data_faults(model: DreamBooth, data: DreamBoothData) -> list[str]:
     masked = any(
         getattr(spec, "conditioning_data", None) or getattr(spec, "alpha", None) == "mask" for spec in data.specs
     )
-    prompted = any(getattr(spec, "class_prompt", ()) for spec in data.specs)
+    given = [key for key in ("class_prompt", "class_words") if any(getattr(spec, key, ()) for spec in data.specs)]
+    prompted = bool(given)
     if prompted and objective.prior_loss_weight == 0:
-        faults.append("class_prompt has no effect with model.objective.prior_loss_weight: 0; remove one of them")
+        faults.append(f"{given[0]} has no effect with model.objective.prior_loss_weight: 0; remove one of them")
     of_class = "data.class_images, or a dataset with is_regularisation_data: true"
     for field, wanted, present, what in (
-        ("prior_loss_weight", 1.0, regularisation or prompted, f"{of_class} or class_prompt"),
+        ("prior_loss_weight", 1.0, regularisation or prompted, f"{of_class}, class_prompt or class_words"),
         ("prior_target", "base_model", regularisation, of_class),
         ("mask_normalisation", "area", masked, "a dataset with masks (conditioning_data) or alpha: mask"),
         ("unmasked_weight", 0.0, masked, "a dataset with masks (conditioning_data) or alpha: mask"),

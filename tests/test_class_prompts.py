@@ -14,9 +14,11 @@ import torch
 from dreamlit.callbacks.prior_control import PriorControl
 from dreamlit.callbacks.progress import OF_CLASS, recent_losses
 from dreamlit.curves import loss_figure
-from dreamlit.datamodules.captions import draw_class_prompt
+from dreamlit.datamodules.captions import class_prompts, draw_class_prompt
 from dreamlit.datamodules.config_entries import ImageDataset
+from dreamlit.datamodules.config_read import read_entries, to_mapping
 from dreamlit.errors import ConfigError
+from dreamlit.families import SDXL
 from dreamlit.module import DreamBooth
 from runs import assert_same_state, base_config, checkpoint, fit, merged, regularisation, run, write_photos
 
@@ -138,9 +140,103 @@ def test_the_bar_and_the_plot_tell_its_loss():
 def test_each_variant_is_drawn_once_in_a_round():
     spec = ImageDataset(id="a", instance_data_dir="a", class_prompt=("x", "y", "z"))
     for sample in ("a/1", "a/2"):
-        drawn = [draw_class_prompt(spec, 3, sample, visit) for visit in range(30)]
+        drawn = [draw_class_prompt("", spec, 3, sample, visit) for visit in range(30)]
         assert all(sorted(filter(None, drawn[at : at + 3])) == ["x", "y", "z"] for at in range(0, 30, 3))
-    assert draw_class_prompt(ImageDataset(id="a", instance_data_dir="a"), 3, "a/1", 0) is None
+    assert draw_class_prompt("", ImageDataset(id="a", instance_data_dir="a"), 3, "a/1", 0) is None
+
+
+# made of the captions -------------------------------------------------------------------------------------------------
+
+
+def worded(**words: str) -> ImageDataset:
+    return ImageDataset(id="a", instance_data_dir="a", class_words=tuple(words.items()), caption_dropout=0.5)
+
+
+@pytest.mark.parametrize(
+    ("caption", "of_class"),
+    [
+        ("a photo of sks dog on sand", "a photo of a dog on sand"),
+        ("sks dog, sks dog's bowl", "a dog, a dog's bowl"),
+        ("sks asleep", "something asleep"),
+        ("two sks dogs", "two something dogs"),
+        ("risks dog", None),
+        ("", None),
+    ],
+)
+def test_class_words_replace_whole_words_the_longest_first(caption, of_class):
+    spec = worded(**{"sks": "something", "sks dog": "a dog"})
+    assert draw_class_prompt(caption, spec, 3, "a/1", 0) == of_class
+    assert class_prompts([caption], spec) == tuple(filter(None, [of_class]))
+
+
+def test_each_photo_is_held_under_its_own_caption(tmp_path, tiny_model, batches):
+    """Two photos with a caption each: the class prompt of a draw is its photo's, and there is none of a dropped one."""
+    photos = write_photos(tmp_path / "photos", [(64, 64)] * 2)
+    for number, photo in enumerate(sorted(photos.glob("*.png"))):
+        photo.with_suffix(".txt").write_text(f"a photo of sks dog, place {number}")
+    config = configured(tmp_path, tiny_model, photos, "run", None, **{"trainer.max_steps": 8})
+    config["data"]["datasets"][0] |= {
+        "caption_strategy": "textfile", "class_words": {"sks dog": "a dog"}, "caption_dropout": 0.4,
+    }  # fmt: skip
+    config["data"]["datasets"][0].pop("instance_prompt", None)
+    fit(config)
+    family = SDXL(str(tiny_model))
+    family.load("text_encoders")
+    texts = ["", *(f"a photo of sks dog, place {n}" for n in (0, 1)), *(f"a photo of a dog, place {n}" for n in (0, 1))]
+    known = dict(zip(texts, family.encode_prompts(texts)["prompt_embeds"], strict=True))
+
+    def of(embeds):
+        return min(known, key=lambda text: (known[text] - embeds).abs().max().item())
+
+    pairs = set()
+    for _, batch, _ in batches:
+        rows = batch.class_rows.tolist()
+        held = dict(zip(rows, batch.class_conditioning["prompt_embeds"] if rows else [], strict=True))
+        for row, embeds in enumerate(batch.conditioning["prompt_embeds"]):
+            pairs.add((of(embeds), of(held[row]) if row in held else None))
+    assert pairs == {("", None), *((f"a photo of sks dog, place {n}", f"a photo of a dog, place {n}") for n in (0, 1))}
+
+
+def test_a_caption_without_the_words_is_named_before_anything_loads(tmp_path, tiny_model, photos, capsys, monkeypatch):
+    monkeypatch.setattr(DreamBooth, "configure_model", lambda self: pytest.fail("the model was loaded"))
+    config = configured(tmp_path, tiny_model, photos, "run", None)
+    config["data"]["datasets"][0]["class_words"] = {"zwx dog": "a dog"}
+    assert run("fit", config) != 0
+    assert "has none of class_words (zwx dog)" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_resume_with_other_class_words_is_refused(tmp_path, tiny_model, photos, capsys):
+    config = configured(tmp_path, tiny_model, photos, "run", None, **{"trainer.max_steps": 1})
+    caption = config["data"]["datasets"][0]["instance_prompt"]
+    config["data"]["datasets"][0]["class_words"] = {caption: "a dog"}
+    fit(config)
+    config["data"]["datasets"][0]["class_words"] = {caption: "a cat"}
+    config["trainer"]["max_steps"] = 2
+    assert run("fit", config, "--ckpt_path", "last") != 0
+    assert "data" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"class_words": {}}, "words and what replaces them"),
+        ({"class_words": "dog"}, "words and what replaces them"),
+        ({"class_words": {"sks dog": " "}}, "not blank"),
+        ({"class_words": {"sks": 3}}, "not blank"),
+        ({"class_words": {"dog": "dog"}}, "replaced by itself"),
+        ({"class_words": {"sks": "a"}, "class_prompt": "a dog"}, "keep one"),
+        ({"class_words": {"sks": "a"}, "is_regularisation_data": True}, "class_words does nothing"),
+    ],
+)
+def test_wrong_class_words_are_named(given, said):
+    with pytest.raises(ConfigError, match=said):
+        read_entries([{"id": "a", "instance_data_dir": "a", "instance_prompt": "sks dog", "resolution": 64, **given}])
+
+
+def test_class_words_are_read_again_as_they_were_written():
+    entry = {"id": "a", "instance_data_dir": "/a", "instance_prompt": "sks dog", "resolution": 64}
+    (spec,) = read_entries([{**entry, "class_words": {"sks dog": "a dog"}}])
+    assert to_mapping(spec)["class_words"] == {"sks dog": "a dog"} and read_entries([to_mapping(spec)]) == [spec]
 
 
 @pytest.mark.parametrize("adapter", ADAPTERS)

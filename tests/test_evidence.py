@@ -13,7 +13,7 @@ from PIL import Image
 from dreamlit.combinations import data_faults
 from dreamlit.errors import DataError
 from dreamlit.tokens import ranked, read_vocabularies, verdict
-from dreamlit.toybox import MODEL, evidence, evidence_report, evidence_results, weights_hash
+from dreamlit.toybox import MODEL, costs, evidence, evidence_report, evidence_results, weights_hash
 from dreamlit.toybox.arms import ARMS, Arm, Trial, put
 from dreamlit.training_cli import parts_of
 
@@ -60,6 +60,8 @@ def test_the_reference_arm_is_the_quickstart_with_another_subject():
         ("lokr-short-prompt", {"data.datasets."}),
         ("lokr-found-word", {"data.datasets."}),
         ("lokr-common-word", {"data.datasets."}),
+        ("lokr-class-prompt", {"data.datasets."}),
+        ("lokr-class-words", {"data.datasets."}),
     ],
 )
 def test_an_arm_changes_what_it_says_and_nothing_else(arm, keys):
@@ -171,10 +173,40 @@ def pictures(folder, subject, of_class):
 
 def test_equal_time_gives_a_slower_arm_fewer_steps():
     trials = [Trial(ARMS[arm], "nemo", 0, 100) for arm in ("base", "lokr", "full")]
-    timed = evidence.equal_time(
-        trials, [result("base", "nemo", 0, 0.0), result("lokr", "nemo", 0, 50.0), result("full", "nemo", 0, 100.0)], 400
-    )
+    timed = evidence.equal_time(trials, {"lokr": 1.0, "full": 2.0}, 400)
     assert [trial.steps for trial in timed] == [100, 100, 50]
+
+
+def test_what_a_step_costs_is_a_ratio_of_one_run_and_stays_in_the_report(tmp_path, monkeypatch):
+    seconds = {"lokr": iter([1.0, 3.0]), "full": iter([2.0, 1.0])}
+    monkeypatch.setattr(costs, "step_seconds", lambda trial, *_: next(seconds[trial.arm.name]))
+    trials = [Trial(ARMS[arm], "nemo", seed, 100) for arm in ("base", "lokr", "full") for seed in (0, 1)]
+    assert evidence.measured_costs(trials, tmp_path, tmp_path, False, False) == {}
+    expected = {"lokr": 1.0, "full": 0.75}
+    for asked in (True, False):  # the second time it is known, and nothing is left to be measured
+        assert evidence.measured_costs(trials, tmp_path, tmp_path, asked, True) == expected
+    evidence_results.keep(tmp_path, result("full", "nemo", 0))
+    evidence_results.write_results(tmp_path, [result("lokr", "nemo", 0)], [], {"torch": "2"})
+    assert evidence_results.costs_of(tmp_path)["steps"] == expected
+    assert "cores" in evidence_results.costs_of(tmp_path)["machine"]
+    row = evidence_report.table([result("full", "nemo", 0), result("full", "nemo", 1)], expected).splitlines()[-1]
+    assert row.endswith("| 100 | 0.75 |")
+
+
+def test_a_step_is_timed_without_the_first_ones(tmp_path, monkeypatch):
+    clock = iter([0, 50, 60, 70, 80, 90, 92, 94, 96])
+    monkeypatch.setattr(costs.time, "process_time", lambda: next(clock))
+    times = costs.StepTimes(str(tmp_path / "seconds"))
+    for _ in range(9):
+        times.on_train_batch_end()
+    times.on_train_end()
+    assert json.loads((tmp_path / "seconds").read_text()) == pytest.approx((96 - 80) / 4)
+
+
+def test_an_arm_that_cannot_be_timed_says_why(tmp_path, monkeypatch):
+    monkeypatch.setattr(costs.sys, "executable", "/bin/false")
+    with pytest.raises(DataError, match="lokr failed with code 1"):
+        costs.step_seconds(Trial(ARMS["lokr"], "nemo", 0, 100), BASE, tmp_path, tmp_path / "lokr")
 
 
 @pytest.mark.parametrize(("freedom", "expected"), [(1, 12.706), (2, 4.303), (3, 3.182), (8, 2.306), (26, 2.056)])

@@ -1,6 +1,7 @@
 """`dreamlit new`: a configuration that plans and trains as it stands, and what it refuses."""
 
 import pathlib
+import shutil
 import sys
 
 import pytest
@@ -53,6 +54,19 @@ def test_it_says_what_it_was_told_and_why(written):
     told = others[0]["instance_prompt"] if others else subject["class_prompt"]
     assert told == "a photo of an ape"
     assert "# Memory: about" in text and "docs/evidence" in text
+
+
+def test_captioned_photos_are_held_by_their_own_captions(tmp_path, photos, monkeypatch):
+    shutil.copytree(photos / "photos", tmp_path / "photos")
+    for number, photo in enumerate(sorted((tmp_path / "photos").glob("*.png"))):
+        photo.with_suffix(".txt").write_text(f"a photo of sks ape, place {number}")
+    words = ["--model", tiny_sd(tmp_path / "model"), "--photos", tmp_path / "photos", "--class", "ape"]
+    written = tmp_path / "run.yaml"
+    assert command("new", *map(str, words), "--resolution", "64", "--output", str(written)) == 0
+    (subject,) = yaml.safe_load(written.read_text())["data"]["datasets"]
+    assert subject["class_words"] == {"sks ape": "an ape"} and "class_prompt" not in subject
+    monkeypatch.chdir(tmp_path)
+    assert command("plan", "--config", str(written)) == 0
 
 
 def test_an_existing_file_is_not_overwritten(written, photos, capsys):

@@ -13,6 +13,7 @@ NEVER_IN_EVAL = (
     "caption_shuffle",
     "is_regularisation_data",
     "class_prompt",
+    "class_words",
 )
 
 

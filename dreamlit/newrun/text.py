@@ -116,7 +116,7 @@ def model(wish: Wish, saving: Saving) -> Iterator[str]:
     yield "  # The base model teaches the class. On the toybox, at this weight and with class images, PRES (how like"
     yield "  # the subject the plain class became: lower is better) was 0.188, without it 0.373, at the start 0.167."
     if wish.class_images is None:
-        yield "  # With class_prompt, as below, that loss is taken on the photos themselves; not measured apart."
+        yield "  # Below, that loss is taken on the photos themselves instead, which holds the class less well."
     yield "  objective:"
     yield "    prior_loss_weight: 30"
     yield "checkpoint:"
@@ -140,7 +140,12 @@ def data(wish: Wish, saving: Saving) -> Iterator[str]:
         yield "      conditioning_data: subject-masks"
     if wish.class_images is None:
         yield "      # Keeps the class without class images; a step takes twice as long."
-        yield f"      class_prompt: {quoted(wish.plain)}"
+        if photos.captioned:
+            yield "      # The captions with the class in the subject's place; give the words that yours name it with."
+            named = f"{wish.subject_word} {wish.class_name}"
+            yield f"      class_words: {{{quoted(named)}: {quoted(article(wish.class_name))}}}"
+        else:
+            yield f"      class_prompt: {quoted(wish.plain)}"
     yield f"      resolution: {sizes.resolution}   # {sizes.reason}"
     if wish.class_images is not None:
         repeats = max(0, round(len(wish.class_images) / len(photos)) - 1)

@@ -25,7 +25,9 @@ class Arm:
     captions: bool = True
     """Captions that say where each photo was taken; else all photos have the same short prompt."""
     class_prompt: bool = False
-    """A class prompt on the photos."""
+    """A class prompt on the photos, the same for all."""
+    class_words: bool = False
+    """Class prompts that are the photos' captions with the class in the subject's place."""
     busy: bool = False
     """The five photos all have the same brick wall behind the subject, as a hasty photographer's have."""
     word: str = TOKEN
@@ -86,9 +88,15 @@ ARMS: dict[str, Arm] = {
         Arm("lokr-weak-prior", "LoKr, the teacher at prior_loss_weight 1", {"model.objective.prior_loss_weight": 1.0}),
         Arm(
             "lokr-class-prompt",
-            "LoKr without class images, the class held by a class prompt",
+            "LoKr without class images, the class held by one class prompt",
             prior=False,
             class_prompt=True,
+        ),
+        Arm(
+            "lokr-class-words",
+            "LoKr without class images, the class held by the captions with the class in the subject's place",
+            prior=False,
+            class_words=True,
         ),
         Arm(
             "lokr-prior-control",
@@ -172,6 +180,8 @@ class Trial:
             subject |= {"caption_strategy": "instanceprompt", "instance_prompt": f"a photo of {self.arm.word} {kind}"}
         if self.arm.class_prompt:
             subject["class_prompt"] = f"a photo of a {kind}"
+        if self.arm.class_words:
+            subject["class_words"] = {f"{self.arm.word} {kind}": f"a {kind}"}
         masks["instance_data_dir"] = str(photos / f"{self.subject}_masks")
         of_class["instance_data_dir"] = str(work / "class" / kind)
         datasets = [subject]
@@ -181,7 +191,7 @@ class Trial:
             del subject["conditioning_data"]
         if self.arm.prior:
             datasets.append(of_class)
-        elif not self.arm.class_prompt:
+        elif not (self.arm.class_prompt or self.arm.class_words):
             put(config, "model.objective.prior_loss_weight", None)
         config["data"] |= {"datasets": datasets, "cache_dir": str(work / "cache")}
         config["seed_everything"] = self.seed

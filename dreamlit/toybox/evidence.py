@@ -4,8 +4,9 @@
 
 A trial takes three to eight minutes of one core, and there are (arms) x (subjects) x (seeds) of them; what is done is
 kept by the hash of its configuration and not done again: results of `--work`, and those that the report in `--output`
-already has, which each finished trial is added to at once. `--equal-time` gives every arm the time that the
-quickstart's arm takes instead of its number of steps.
+already has, which each finished trial is added to at once. `--costs` measures what a step of each arm costs, on one
+machine and in one run; by that, `--equal-time` gives every arm the time that the quickstart's arm takes instead of its
+number of steps.
 """
 
 from __future__ import annotations
@@ -28,8 +29,9 @@ from dreamlit.errors import DataError
 from dreamlit.toybox import MODEL, weights_hash
 from dreamlit.toybox.arms import ARMS, Trial
 from dreamlit.toybox.command import write_class_images
+from dreamlit.toybox.costs import machine, measure
 from dreamlit.toybox.evidence_report import write_report
-from dreamlit.toybox.evidence_results import keep, results_of
+from dreamlit.toybox.evidence_results import costs_of, keep, keep_costs, results_of
 from dreamlit.toybox.subjects import SUBJECTS, WALL, write_photos
 
 REFERENCE = "lokr"
@@ -112,18 +114,26 @@ def run_all(trials: list[Trial], work: pathlib.Path, jobs: int, output: pathlib.
     return sorted(results, key=lambda r: order[(r["arm"], r["subject"], r["seed"])])
 
 
-def equal_time(trials: list[Trial], results: list[dict[str, Any]], most: int) -> list[Trial]:
-    """The same trials with as many steps as fit into the reference arm's time, by the times just measured."""
-    took: dict[str, list[float]] = {}
-    for result in results:
-        took.setdefault(result["arm"], []).append(result["seconds"] / result["steps"])
-    means = {name: sum(times) / len(times) for name, times in took.items()}
+def equal_time(trials: list[Trial], costs: Mapping[str, float], most: int) -> list[Trial]:
+    """The same trials with as many steps as fit into the reference arm's time, by what a step of each arm costs."""
     chosen = []
     for trial in trials:
-        ratio = means[REFERENCE] / means[trial.arm.name] if trial.arm.trained else 1.0
+        ratio = 1 / costs[trial.arm.name] if trial.arm.trained else 1.0
         steps = min(most, max(10, round(trial.steps * ratio / 10) * 10))
         chosen.append(Trial(trial.arm, trial.subject, trial.seed, steps))
     return chosen
+
+
+def measured_costs(
+    trials: list[Trial], work: pathlib.Path, output: pathlib.Path, asked: bool, needed: bool
+) -> dict[str, float]:
+    """What a step of each arm costs: as the report has it, measured again where asked, or needed and not whole."""
+    known = costs_of(output).get("steps", {})
+    one_each = {trial.arm.name: trial for trial in reversed(trials) if trial.arm.trained}
+    if asked or (needed and not one_each.keys() <= known.keys()):
+        known = measure(list(reversed(one_each.values())), quickstart(), work, REFERENCE)
+        keep_costs(output, known, machine())
+    return known
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -135,6 +145,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=3, help="seeds 0 to N-1 (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=quickstart()["trainer"]["max_steps"])
     parser.add_argument("--jobs", type=int, default=2, help="trials at a time, one core each (default: %(default)s)")
+    parser.add_argument("--costs", action="store_true", help="measure what a step of each arm costs, a minute an arm")
     parser.add_argument("--equal-time", action="store_true", help="also run every arm for the reference arm's time")
     parser.add_argument("--list", action="store_true", help="say what would be run, and stop")
     options = parser.parse_args(arguments)
@@ -153,16 +164,17 @@ def main(arguments: list[str] | None = None) -> None:
         for name in names:
             print(f"  {name:20} {ARMS[name].what}")
         return
-    if options.equal_time and REFERENCE not in names:
-        parser.error(f"--equal-time needs the arm {REFERENCE}")
+    if (options.equal_time or options.costs) and REFERENCE not in names:
+        parser.error(f"--equal-time and --costs need the arm {REFERENCE}")
     work = options.work.resolve()
     output = options.output or work / "report"
     results_of(output)  # a damaged file is told before hours of work, not after
     prepare(work, options.subjects, names)
+    costs = measured_costs(trials, work, output, options.costs, options.equal_time)
     results = run_all(trials, work, options.jobs, output)
     timed: list[dict[str, Any]] = []
     if options.equal_time:
-        timed = run_all(equal_time(trials, results, 4 * options.steps), work, options.jobs, output)
+        timed = run_all(equal_time(trials, costs, 4 * options.steps), work, options.jobs, output)
     given = sys.argv[1:] if arguments is None else arguments
     words = [pathlib.Path(word).name if pathlib.Path(word).is_absolute() else word for word in given]
     command = "python -m dreamlit.toybox.evidence " + " ".join(words)

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dreamlit.toybox.arms import ARMS
-from dreamlit.toybox.evidence_results import results_of, write_results
+from dreamlit.toybox.evidence_results import costs_of, results_of, write_results
 
 SCORES = {
     "subject_fidelity": "subject fidelity",
@@ -72,10 +72,10 @@ def by_arm(results: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]
     return grouped
 
 
-def table(results: Sequence[dict[str, Any]]) -> str:
-    """Markdown: one row for each arm, mean and half width of each score, over subjects and seeds."""
+def table(results: Sequence[dict[str, Any]], costs: Mapping[str, float]) -> str:
+    """Markdown: one row for each arm, mean and half width of each score over subjects and seeds, and a step's cost."""
     lines = [
-        "| arm | " + " | ".join(SCORES.values()) + " | steps | seconds |",
+        "| arm | " + " | ".join(SCORES.values()) + " | steps | cost of a step |",
         "| --- |" + " --- |" * (len(SCORES) + 2),
     ]
     for arm, some in by_arm(results).items():
@@ -83,8 +83,8 @@ def table(results: Sequence[dict[str, Any]]) -> str:
         for score in SCORES:
             mean, half = interval([result["scores"][score] for result in some])
             cells.append(f"{mean:.3f} ± {half:.3f}")
-        seconds = sum(result["seconds"] for result in some) / len(some)
-        lines.append(f"| {arm} | " + " | ".join(cells) + f" | {some[0]['steps']} | {seconds:.0f} |")
+        cost = f"{costs[arm]:.2f}" if arm in costs else ""
+        lines.append(f"| {arm} | " + " | ".join(cells) + f" | {some[0]['steps']} | {cost} |")
     return "\n".join(lines)
 
 
@@ -250,19 +250,21 @@ def write_report(
     """Writes README.md, results.json, scores.png and a sheet for each subject into `output`; prints the claims."""
     output.mkdir(parents=True, exist_ok=True)
     subjects = list(dict.fromkeys(result["subject"] for result in results))
+    costs = costs_of(output)
+    measured = f" The cost of a step is its CPU time over the quickstart's ({costs['machine']})." if costs else ""
     seeds = len({result["seed"] for result in results})
     said = claims(results)
     text = [
         "# Evidence",
         "",
         f"Made by `{command}`. Mean ± half a 95 % interval over {len(subjects)} subjects "
-        f"({', '.join(subjects)}) x {seeds} seeds; seconds are of one core with another trial beside it.",
+        f"({', '.join(subjects)}) x {seeds} seeds.{measured}",
         "",
         *(f"- {line}" for line in said),
         "",
         "## Equal steps",
         "",
-        table(results),
+        table(results, costs.get("steps", {})),
         "",
         "What an arm changes, paired by subject and seed; bold where the 95 % interval leaves zero out:",
         "",
@@ -270,7 +272,7 @@ def write_report(
         "",
         "![scores](scores.png)",
         "",
-        *(["## Equal time", "", table(timed), "", differences(timed), ""] if timed else []),
+        *(["## Equal time", "", table(timed, costs.get("steps", {})), "", differences(timed), ""] if timed else []),
         "## The arms",
         "",
         *(f"- `{name}`: {ARMS[name].what}" for name in by_arm(results)),

@@ -51,12 +51,28 @@ def write_results(
 
 def made_with_of(report: pathlib.Path) -> dict[str, Any]:
     """The hash of the model's weights and the versions that the report's results were made with, if it has any."""
+    return _read(report).get("made_with", {})
+
+
+def costs_of(report: pathlib.Path) -> dict[str, Any]:
+    """What a step of each arm costs (`steps`: arm -> multiple of the reference's) and the machine, if measured."""
+    return _read(report).get("costs", {})
+
+
+def keep_costs(report: pathlib.Path, steps: Mapping[str, float], machine: str) -> None:
+    """Adds what a step of arms costs; all that is kept was measured in one run."""
+    kept = {part: list(results_of(report, [part]).values()) for part in (*SHOWN, OTHER)}
+    write(report, {"costs": {"machine": machine, "steps": dict(steps)}, **kept}, made_with_of(report))
+
+
+def _read(report: pathlib.Path) -> dict[str, Any]:
     path = report / FILE
-    return json.loads(path.read_text(encoding="utf-8")).get("made_with", {}) if path.exists() else {}
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def write(report: pathlib.Path, kept: Mapping[str, Any], made_with: Mapping[str, Any]) -> None:
     report.mkdir(parents=True, exist_ok=True)
     partial = report / f"{FILE}.part"
-    partial.write_text(json.dumps({"made_with": dict(made_with), **kept}, indent=1) + "\n", encoding="utf-8")
+    content = {"made_with": dict(made_with), "costs": costs_of(report), **kept}
+    partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     os.replace(partial, report / FILE)
