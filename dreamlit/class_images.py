@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from dreamlit.module import DreamBooth
 
 RECORD = "class-images.jsonl"
+PARTIAL = f".{RECORD}.partial"
+"""What a process that was killed may leave of the record."""
 CHOICE = re.compile(r"\{([^{}]*)\}")
 MOST_REJECTED = 4
 """Times as many images as are asked for may be rejected before the command gives up."""
@@ -186,7 +188,7 @@ def read_record(
     """
     path = folder / RECORD
     if not path.is_file():
-        if folder.is_dir() and any(folder.iterdir()):
+        if folder.is_dir() and any(path.name != PARTIAL for path in folder.iterdir()):
             raise DataError(f"{folder} holds files that were not drawn; {otherwise}")
         return []
     try:
@@ -289,7 +291,7 @@ def keep(folder: pathlib.Path, index: int, picture: Picture, image: Any, wish: W
 
 def write_record(folder: pathlib.Path, wish: Wish, done: Sequence[dict[str, Any]]) -> None:
     """The record: the wish, then a line for each image."""
-    partial = folder / f".{RECORD}.partial"
+    partial = folder / PARTIAL
     lines = [wish.described(), *done]
     partial.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     partial.replace(folder / RECORD)

@@ -58,6 +58,13 @@ def test_a_stopped_command_goes_on_to_the_very_same_files(tmp_path, config, firs
     assert len({data for name, data in files(straight).items() if name.endswith("png")}) == 5
 
 
+def test_a_command_that_was_killed_at_its_first_record_goes_on(tmp_path, config):
+    (tmp_path / "class").mkdir()
+    (tmp_path / "class" / ".class-images.jsonl.partial").write_text('{"count')
+    assert make(config, "--count", "2") == 0
+    assert sorted(path.suffix for path in (tmp_path / "class").iterdir()) == [".jsonl", ".png", ".png", ".txt", ".txt"]
+
+
 def test_other_options_and_foreign_folders_are_refused_and_nothing_is_touched(tmp_path, config, capsys):
     folder = tmp_path / "class"
     assert make(config, "--count", "2") == 0

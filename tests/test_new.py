@@ -7,7 +7,9 @@ import sys
 import pytest
 import yaml
 
+from dreamlit.errors import ConfigError
 from dreamlit.newrun import choices
+from dreamlit.newrun.command import write
 from dreamlit.newrun.material import read_photos
 from runs import command, write_masks, write_photos
 from tests.tiny import made, tiny_sd
@@ -191,3 +193,20 @@ def choices_family(root):
     from dreamlit.families import SD
 
     return SD(str(tiny_sd(root / "sd")))
+
+
+def test_a_file_that_cannot_be_written_is_named_and_leaves_nothing(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    for output in (tmp_path / "file" / "run.yaml", tmp_path / "folder"):
+        with pytest.raises(ConfigError, match=f"--output {output}: cannot be written"):
+            write(output, "text")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "folder"]
+
+
+def test_hidden_files_are_no_photos(tmp_path, photos):
+    shutil.copytree(photos / "photos", tmp_path / "photos")
+    (tmp_path / "photos" / "._a.png").write_bytes(b"of a mac")
+    (tmp_path / "photos" / ".thumbnails").mkdir()
+    (tmp_path / "photos" / ".thumbnails" / "a.png").write_bytes(b"small")
+    assert read_photos(str(tmp_path / "photos"), "--photos").sides == read_photos(str(photos / "photos"), "").sides

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import pathlib
 import sys
@@ -48,12 +49,22 @@ def main(args: list[str]) -> int:
         print(text, end="")
         return 0
     path = pathlib.Path(options.output)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    write(path, text)
     print(f"written: {path}\nnext: dreamlit plan --config {path}, then dreamlit fit --config {path}")
     return 0
+
+
+def write(path: pathlib.Path, text: str) -> None:
+    """Writes the file whole or not at all. Errors: `ConfigError` where that cannot be done."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise ConfigError(f"--output {path}: cannot be written ({error.strerror})") from None
 
 
 def parser() -> argparse.ArgumentParser:

@@ -36,11 +36,13 @@ def read_photos(folder: str, option: str) -> Photos:
     from PIL import Image
 
     from dreamlit.datamodules.images import SUFFIXES
+    from dreamlit.datamodules.listing import why_junk
 
     place = pathlib.Path(folder).expanduser()
     if not place.is_dir():
         raise DataError(f"{option} {folder}: no such folder; give the folder that the images are in")
-    files = sorted(path for path in place.rglob("*") if path.suffix.lower() in SUFFIXES)
+    found = (path for path in place.rglob("*") if path.suffix.lower() in SUFFIXES)
+    files = sorted(path for path in found if not any(map(why_junk, path.relative_to(place).parts)))
     if not files:
         raise DataError(f"{option} {folder}: there is no image in it (of {', '.join(sorted(SUFFIXES))})")
     faults, sides = Faults(f"{option} {folder}: files that are no images", DataError), []
