@@ -116,7 +116,7 @@ def model(wish: Wish, saving: Saving) -> Iterator[str]:
     yield "  # The base model teaches the class. On the toybox, at this weight and with class images, PRES (how like"
     yield "  # the subject the plain class became: lower is better) was 0.188, without it 0.373, at the start 0.167."
     if wish.class_images is None:
-        yield "  # Below, that loss is taken on the photos themselves instead, which holds the class less well."
+        yield "  # Below, that loss is taken on the photos themselves instead (measured: docs/objective.md)."
     yield "  objective:"
     yield "    prior_loss_weight: 30"
     yield "checkpoint:"
