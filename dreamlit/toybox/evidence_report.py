@@ -172,7 +172,7 @@ def draw_plot(results: Sequence[dict[str, Any]], path: pathlib.Path) -> None:
 
     figure = Figure(figsize=(11, 4.6), layout="constrained")
     for axes, score in zip(figure.subplots(1, 2), ("pres", "background"), strict=True):
-        markers = itertools.cycle("os^vD")  # there are more arms than colours
+        markers = itertools.cycle("os^vDPX")  # ten colours: with 7 markers no two of 70 arms look alike
         for arm, some in by_arm(results).items():
             x, dx = interval([result["scores"][score] for result in some])
             y, dy = interval([result["scores"]["subject_fidelity"] for result in some])
