@@ -33,6 +33,11 @@ class ScheduledSampling(Callback):
         target: `corrected`, the prediction that leads from where the sample is back to its photo; `original`, the one
             for the noise that it began with. With epsilon prediction the corrected target grows large where there is
             little noise; `strategy: late` or the objective's `weighting: min_snr` keep that in bounds.
+        anti_drift: For flow models: weight of ReflexFlow's directional error, |v / |v| - a / |a||^2, at the drifted
+            state, with a = x_t - x0. 0 is off; the paper (arXiv 2512.04904) uses 10. `loss/instance` contains it.
+        frequency_compensation: For flow models: ReflexFlow's alpha, which weighs the loss of each cell by what the
+            model no longer predicts there; one more forward, which `rollout/forwards` does not count. 0 is off; the
+            paper's 1 changes next to nothing.
     """
 
     def __init__(
@@ -47,6 +52,8 @@ class ScheduledSampling(Callback):
         order: int | None = None,
         step_stride: int | None = None,
         target: RolloutTarget = "corrected",
+        anti_drift: float = 0.0,
+        frequency_compensation: float = 0.0,
     ) -> None:
         self.options = RolloutOptions(
             max_step_offset=max_step_offset,
@@ -59,12 +66,14 @@ class ScheduledSampling(Callback):
             order=order,
             step_stride=step_stride,
             target=target,
+            anti_drift=anti_drift,
+            frequency_compensation=frequency_compensation,
         )
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
             return
-        self.options.stride(pl_module.process)  # pyright: ignore[reportArgumentType]
+        self.options.check_process(pl_module.process)  # pyright: ignore[reportArgumentType]
         pl_module.rollout = self.options  # pyright: ignore[reportArgumentType]
 
     def on_train_batch_end(

@@ -22,6 +22,7 @@ from dreamlit.outputs import Outputs
 from dreamlit.predictions import Predictions, rows_of
 from dreamlit.process import Process
 from dreamlit.quantisation import NO_CHANGE, Precision
+from dreamlit.reflex import drift_terms
 from dreamlit.rollout import rollout, rollout_target
 from dreamlit.rollout_options import RolloutOptions
 from dreamlit.seeds import reseed
@@ -146,12 +147,17 @@ class DreamBooth(Predictions, Outputs):
     def losses(self, batch: Batch, offsets: Tensor | None = None) -> Losses:
         """The objective on one batch. offsets [B]: steps that the model goes to x_t itself (`dreamlit.rollout`)."""
         batch = self.family.conditioned(batch, self.seed)
-        x_t = self.process.noise(batch.latents, batch.input_eps, batch.t)
+        x_t = on_path = self.process.noise(batch.latents, batch.input_eps, batch.t)
         target = self.process.target(batch.latents, batch.eps, batch.t)
+        drift = None
         if offsets is not None and offsets.any():
             places = self.process.sized(batch.latents.shape), batch.latents
             x_t = rollout(self.as_it_samples(batch), *places, batch.input_eps, batch.t, offsets, self.rollout)
             target = rollout_target(*places, batch.eps, batch.t, x_t, offsets, self.rollout)
+            if self.rollout.reflex:
+                chosen = (offsets > 0) & ~self.objective.taught_by_base(batch)
+                asker = self.as_it_samples(batch)
+                drift = drift_terms(asker, on_path, x_t, batch.latents, batch.t, chosen, self.rollout)
         base = self.base_prediction(x_t, batch, self.objective.needs_base(batch))
         taught, asked, rows = None, (), batch.class_rows
         if rows is not None and len(rows):  # before the model's own forward: `Full` puts other weights in place
@@ -160,7 +166,7 @@ class DreamBooth(Predictions, Outputs):
         prediction = self.family.predict(x_t, batch.t, batch.conditioning, batch.frame, denoiser=self.denoiser)
         of_class = None if taught is None else (self.family.predict(*asked, denoiser=self.denoiser), taught)
         weight = self.prior_loss_weight
-        return self.objective.losses(self.process, prediction, target, batch, base, of_class, weight)
+        return self.objective.losses(self.process, prediction, target, batch, base, of_class, weight, drift)
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         offsets = None

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from dreamlit.process import Process
-    from dreamlit.types import Batch
+    from dreamlit.types import Batch, DriftTerms
 
 HUBER_C = 0.1
 SNR_GAMMA = 5.0
@@ -178,7 +178,7 @@ class Objective:
 
     def needs_base(self, batch: Batch) -> Tensor:
         """Which samples need the base model's prediction: bool [B]."""
-        need = self._taught_by_base(batch)
+        need = self.taught_by_base(batch)
         if self.unmasked_target == "base_model":
             need = need | (batch.mask != 1).flatten(1).any(dim=1) & self._counts(batch)
         return need
@@ -192,6 +192,7 @@ class Objective:
         base_prediction: Tensor | None = None,
         of_class: tuple[Tensor, Tensor] | None = None,
         prior_loss_weight: float | None = None,
+        drift: DriftTerms | None = None,
     ) -> Losses:
         """The loss of `prediction` [B, C, h, w]; only `prediction` receives a gradient.
 
@@ -205,6 +206,7 @@ class Objective:
             of_class: for the samples `batch.class_rows`, under their class prompts, the predictions of the model being
                 trained and of the one without the adapter: both [K, C, h, w].
             prior_loss_weight: in place of the objective's own.
+            drift: what ReflexFlow adds where samples have drifted; its directional error counts masked cells only.
 
         Raises:
             ValueError: tensors of unequal shapes, or no base prediction where one is needed.
@@ -212,10 +214,15 @@ class Objective:
         self._check_shapes(prediction, target, batch, base_prediction)
         own = target
         if base_prediction is not None:
-            own = target.where(~self._taught_by_base(batch).view(-1, 1, 1, 1), base_prediction.to(target.dtype))
+            own = target.where(~self.taught_by_base(batch).view(-1, 1, 1, 1), base_prediction.to(target.dtype))
         mask = batch.mask[:, 0].to(_working(prediction).dtype)  # [B, h, w]
         inside = self.unmasked_weight + (1 - self.unmasked_weight) * mask
-        per_sample = self._average(self._elementwise(process, prediction, own, batch.t), inside)
+        emphasis = None if drift is None else drift.emphasis
+        per_sample = self._average(self._elementwise(process, prediction, own, batch.t, emphasis), inside)
+        if drift is not None:
+            cells = inside[:, None]
+            turned = weighting.directional_error(_working(prediction) * cells, drift.away.to(cells.dtype) * cells)
+            per_sample = per_sample + drift.anti_drift.to(cells.dtype) * turned
         if self.unmasked_target == "base_model" and base_prediction is not None:
             toward_base = self._elementwise(process, prediction, base_prediction, batch.t)
             per_sample = per_sample + self._counts(batch) * ((1 - inside) * toward_base).mean(dim=(1, 2))
@@ -229,8 +236,10 @@ class Objective:
         total = total + prior * (batch.weight[rows].to(mask.dtype) * held).sum() / len(batch.weight)
         return Losses(total, per_sample.detach(), batch.role, held.detach())
 
-    def _elementwise(self, process: Process, prediction: Tensor, target: Tensor, t: Tensor) -> Tensor:
-        """Loss of each latent cell with its timestep weight: [B, h, w], at least float32."""
+    def _elementwise(
+        self, process: Process, prediction: Tensor, target: Tensor, t: Tensor, emphasis: Tensor | None = None
+    ) -> Tensor:
+        """Each latent cell's loss by its timestep's weight and its own [B, C, h, w]: [B, h, w], at least float32."""
         prediction = _working(prediction)
         error, dtype = prediction - target.detach().to(prediction.dtype), prediction.dtype
         if self.loss == "l2":
@@ -239,6 +248,8 @@ class Objective:
             c0 = HUBER_C if self.huber_c is None else self.huber_c
             c = weighting.huber_width(process, t, dtype, self.huber_schedule or "snr", c0).view(-1, 1, 1, 1)
             losses = weighting.huber(error, c) if self.loss == "huber" else weighting.smooth_l1(error, c)
+        if emphasis is not None:
+            losses = losses * emphasis.to(dtype)
         gamma = SNR_GAMMA if self.snr_gamma is None else self.snr_gamma
         weight = weighting.timestep_weight(process, t, dtype, self.weighting, gamma)
         return weight.view(-1, 1, 1) * losses.mean(dim=1)
@@ -254,7 +265,7 @@ class Objective:
         """Samples whose loss is not multiplied by a `prior_loss_weight` of 0: bool [B]."""
         return (batch.role != Role.REGULARISATION) | (self.prior_loss_weight != 0)
 
-    def _taught_by_base(self, batch: Batch) -> Tensor:
+    def taught_by_base(self, batch: Batch) -> Tensor:
         """Samples whose target is the base model's prediction: bool [B]."""
         return (batch.role == Role.REGULARISATION) & (self.prior_target == "base_model") & self._counts(batch)
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from dreamlit.errors import ConfigError, Faults, nearest
+from dreamlit.flow import FlowMatching
 from dreamlit.process import Process
 from dreamlit.seeds import Part, address, unit
 
@@ -49,6 +50,12 @@ class RolloutOptions:
             back to its photo; `original`, the one for the noise that it began with. With epsilon prediction the
             corrected target grows large where there is little noise; `strategy: late` or the objective's
             `weighting: min_snr` keep that in bounds.
+        anti_drift: ReflexFlow's anti-drift rectification for flow models, its beta_1: weight of |v / |v| - a / |a||^2,
+            where v is the prediction for a rolled-out sample and a = x_t - x0 the direction that leads from where it
+            is back to its photo. 0 is off; the paper uses 10.
+        frequency_compensation: ReflexFlow's second term for flow models, its alpha: the loss of a cell is multiplied
+            by 1 + alpha b / |b|_1, with b what the model predicts on the path less what it predicts where it drifted
+            to. 0 is off; the paper's 1 changes a weight by about one over the number of the latent's values.
 
     Raises:
         ConfigError: naming every value that is wrong and every option that has no effect with the others.
@@ -64,6 +71,8 @@ class RolloutOptions:
     order: int | None = None
     step_stride: int | None = None
     target: RolloutTarget = "corrected"
+    anti_drift: float = 0.0
+    frequency_compensation: float = 0.0
 
     def __post_init__(self) -> None:
         faults = Faults("The rollout cannot be used")
@@ -76,6 +85,24 @@ class RolloutOptions:
     def on(self) -> bool:
         """Whether any sample is ever rolled out."""
         return self.max_step_offset > 0 and self.probability > 0
+
+    @property
+    def reflex(self) -> bool:
+        """Whether one of ReflexFlow's terms is on."""
+        return self.anti_drift > 0 or self.frequency_compensation > 0
+
+    def check_process(self, process: Process) -> None:
+        """Refuses what the model's process cannot do.
+
+        Raises:
+            ConfigError: a `step_stride` that leaves no room for one step, a term of ReflexFlow without a flow.
+        """
+        self.stride(process)
+        if self.reflex and not isinstance(process, FlowMatching):
+            raise ConfigError(
+                "anti_drift and frequency_compensation are terms for flow matching: with this model's noise a "
+                "prediction has no direction that leads to the photo; remove them"
+            )
 
     def stride(self, process: Process) -> int:
         """Timesteps in one step of the rollout.
@@ -149,8 +176,16 @@ def _check_values(options: RolloutOptions, faults: Faults) -> None:
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             faults.add(f"{name} is {value!r}: it must be a whole number, at least {least}")
     value = options.probability
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value <= 1:  # also false for NaN
+    if not _is_number(value) or not 0 <= value <= 1:  # also false for NaN
         faults.add(f"probability is {value!r}: it must be a number from 0 to 1")
+    for name in ("anti_drift", "frequency_compensation"):
+        value = getattr(options, name)
+        if not _is_number(value) or not 0 <= value < math.inf:
+            faults.add(f"{name} is {value!r}: it must be a finite number, at least 0")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _check_effects(options: RolloutOptions, faults: Faults) -> None:

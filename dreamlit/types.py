@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     import torch
@@ -74,6 +74,17 @@ class Batch:
             texts = getattr(self, field).items()
             moved[field] = {name: value.to(device, non_blocking=later) for name, value in texts}
         return dataclasses.replace(self, **moved)
+
+
+class DriftTerms(NamedTuple):
+    """ReflexFlow's terms of a batch (`reflex`): what its loss has beside its target."""
+
+    away: Tensor
+    """x_t - x0, the direction of a flow's prediction that leads from where a sample has drifted back: [B, C, h, w]."""
+    anti_drift: Tensor
+    """Weight of the directional error, 0 for samples that have none: [B]."""
+    emphasis: Tensor | None
+    """Weight of each cell's loss: [B, C, h, w], or None for 1 everywhere."""
 
 
 class Encoders(Protocol):

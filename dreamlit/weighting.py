@@ -43,6 +43,19 @@ def timestep_weight(process: Process, t: Tensor, dtype: dtype, weighting: str, s
     return weight * process.eps_error_scale(t, dtype)
 
 
+def directional_error(prediction: Tensor, away: Tensor) -> Tensor:
+    """|v / |v| - a / |a||^2 over each sample, from 0 (the same direction) to 4: [B, C, h, w] twice -> [B].
+
+    ReflexFlow's anti-drift rectification (Huang et al. 2025). A vector of zeros has no direction, and counts as 0.
+    """
+
+    def unit(vector: Tensor) -> Tensor:
+        flat = vector.flatten(1)
+        return flat / flat.norm(dim=1, keepdim=True).clamp(min=1e-12)
+
+    return (unit(prediction) - unit(away)).square().sum(dim=1)
+
+
 def huber_width(process: Process, t: Tensor, dtype: dtype, schedule: str, huber_c: float) -> Tensor:
     """The error size c at which the Huber kinds turn from square to linear at `t` [B]: [B].
 

@@ -305,7 +305,38 @@ def test_the_direction_of_the_ramp_is_said(here, changes, probability, said):
 def test_steps_of_a_rollout_stay_single_timesteps(here):
     draft = simpletuner_draft(here, {**GUIDE, "scheduled_sampling_order": 9})
     found = {name: one.value for name, one in draft.callbacks["ScheduledSampling"].items()}
-    assert found == {"max_step_offset": 10, "probability": 1.0, "step_stride": 1, "sampler": "unipc", "order": 3}
+    steps = {"max_step_offset": 10, "probability": 1.0, "step_stride": 1, "sampler": "unipc", "order": 3}
+    assert found == {**steps, "anti_drift": 10.0}
+
+
+REFLEX = "scheduled_sampling_reflexflow"
+
+
+@pytest.mark.parametrize(
+    ("changes", "terms"),
+    [
+        ({}, {"anti_drift": 10.0}),  # there it is on for a flow model unless it is turned off
+        ({REFLEX: False, f"{REFLEX}_beta1": 3}, {}),
+        ({REFLEX: "true", f"{REFLEX}_beta1": 3, f"{REFLEX}_alpha": 2}, {"anti_drift": 3, "frequency_compensation": 2}),
+        ({REFLEX: True, f"{REFLEX}_beta1": 0}, {}),
+    ],
+)
+def test_the_terms_of_reflexflow_are_those_of_there(here, changes, terms):
+    draft = simpletuner_draft(here, {**GUIDE, **changes})
+    found = draft.callbacks["ScheduledSampling"]
+    assert {name: found[name].value for name in ("anti_drift", "frequency_compensation") if name in found} == terms
+    assert not draft.parts and not any(REFLEX in name for name in draft.refused)
+    assert ("frequency_compensation is left off" in " ".join(draft.notes)) == (
+        changes.get(REFLEX) is not False and "frequency_compensation" not in terms
+    )
+
+
+def test_a_scale_of_the_loss_is_refused_and_terms_without_a_rollout_are_dropped(here):
+    draft = simpletuner_draft(here, {**GUIDE, f"{REFLEX}_beta2": 2.0})
+    assert any(f"{REFLEX}_beta2" in name for name in draft.refused)
+    draft = simpletuner_draft(here, {REFLEX: True, f"{REFLEX}_beta2": 1.0})
+    assert "ScheduledSampling" not in draft.callbacks and not draft.parts
+    assert not any(REFLEX in name for name in draft.refused)
 
 
 @pytest.mark.parametrize(

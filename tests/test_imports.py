@@ -91,7 +91,8 @@ def group(name: str) -> str:
         ("dreamlit.quantisation", ()),
         ("dreamlit.process", ()),
         ("dreamlit.rollout", ("dreamlit.process", "dreamlit.rollout_options")),
-        ("dreamlit.rollout_options", ("dreamlit.process",)),
+        ("dreamlit.rollout_options", ("dreamlit.process", "dreamlit.flow")),
+        ("dreamlit.reflex", ("dreamlit.rollout", "dreamlit.rollout_options")),
         ("dreamlit.datamodules", ()),
         (
             "dreamlit.callbacks",

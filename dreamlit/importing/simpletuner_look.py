@@ -42,6 +42,9 @@ def place_ema(draft: Draft) -> None:
     draft.note("EMA: the average is float32 here, there of the weights' precision; it is exported beside the weights")
 
 
+REFLEX = ("reflex", "reflex_alpha", "reflex_beta1")
+
+
 def place_rollout(draft: Draft) -> None:
     """Scheduled sampling; where the ramp goes is what differs most."""
     most = draft.take_number("offset_steps", whole, 0)
@@ -51,6 +54,7 @@ def place_rollout(draft: Draft) -> None:
     shape, sampler = draft.take("rollout_shape", "linear"), str(draft.take("rollout_sampler", "unipc"))
     order = draft.take_number("rollout_order", whole, 2)
     if most <= 0:
+        draft.forget(*REFLEX)
         return
     there = (start or given, 0.5 if end is None else end or given)
     probability = (end or given or 0.5) if ramp else given
@@ -70,14 +74,34 @@ def place_rollout(draft: Draft) -> None:
         )
     if not probability:
         draft.note("scheduled sampling: its probability is 0, so that it is off until you raise it")
+        draft.forget(*REFLEX)
         return
     draft.set(f"{key}.step_stride", 1, "a step is one training timestep there")
     place_sampler(draft, key, sampler, order, most)
+    place_reflex(draft, key)
     draft.note(
         "scheduled sampling: a rolled-out sample goes from 1 to max_step_offset steps here, from 0 there; its target "
         "leads back to the photo (target: original is as there); without step_stride a step is that of a "
         "sampler of 30 steps"
     )
+
+
+def place_reflex(draft: Draft, key: str) -> None:
+    """ReflexFlow's terms, which a flow model's rollout has there unless they are turned off."""
+    on, alpha = draft.take("reflex"), draft.take_number("reflex_alpha", number)
+    beta1 = draft.take_number("reflex_beta1", number, 10.0)
+    if "flow" not in draft.facts or (on is not None and not is_on(on)):
+        return
+    if beta1:
+        draft.set(f"{key}.anti_drift", beta1, f"scheduled_sampling_reflexflow_beta1: {beta1:g}")
+        draft.note("scheduled sampling: anti_drift counts for rolled-out samples here, for every sample there")
+    if alpha:
+        draft.set(f"{key}.frequency_compensation", alpha, f"scheduled_sampling_reflexflow_alpha: {alpha:g}")
+    else:
+        draft.note(
+            "scheduled sampling: frequency_compensation is left off; at 1, the default there, it costs a forward and "
+            "changes a weight by about one over the number of the latent's values"
+        )
 
 
 def place_sampler(draft: Draft, key: str, sampler: str, order: int, most: int) -> None:

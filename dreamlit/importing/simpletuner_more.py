@@ -28,10 +28,17 @@ ROLLOUT: dict[str, Rule] = {
     "scheduled_sampling_strategy": refused(
         "there it says how far samples are rolled out, here which timesteps are; uniform is taken", "uniform"
     ),
-    "scheduled_sampling_reflexflow": refused(
-        "ReflexFlow's terms are not here; a rollout's target is corrected instead"
+    "scheduled_sampling_reflexflow": part("reflex", "on unless it is false, as there", when="flow"),
+    "scheduled_sampling_reflexflow_alpha": part(
+        "reflex_alpha", "`ScheduledSampling.frequency_compensation`", when="flow"
     ),
-    "scheduled_sampling_reflexflow_*": idle("it belongs to ReflexFlow"),
+    "scheduled_sampling_reflexflow_beta1": part("reflex_beta1", "`ScheduledSampling.anti_drift`", when="flow"),
+    "scheduled_sampling_reflexflow_beta2": refused(
+        "it scales the loss itself, beside anti_drift; 1 is taken: change anti_drift and the learning rate",
+        1,
+        "1",
+        "1.0",
+    ),
 }
 
 LOOKING: dict[str, Rule] = {
