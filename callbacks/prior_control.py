@@ -8,7 +8,11 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from dreamlit import events
 from dreamlit.errors import CombinationError, ConfigError, Faults
+
+MOST_RATIO = 10.0
+PATIENCE = 10
 
 
 class PriorControl(Callback):
@@ -16,14 +20,19 @@ class PriorControl(Callback):
 
     The drift is what the prior measures anyway: the mean loss of regularisation samples and class prompts before their
     weight, which for `loss: l2` is the mean square of what the adapter changes in the prediction of the class. Every
-    few steps the weight is multiplied by (drift / target) ** gain. The objective's `prior_loss_weight` is where it
-    starts; `prior/weight` and `prior/drift` are in the logs. Both survive a resume.
+    few steps the weight is multiplied by (drift / target) ** gain, with a ratio from 0.1 to 10: the drift begins at 0
+    whatever the weight is. The objective's `prior_loss_weight` is where it starts; `prior/weight` and `prior/drift`
+    are in the logs. Both survive a resume.
+
+    No weight holds the drift below what the learning rate alone moves. Where the weight stays at `max_weight` and the
+    drift above its target, a warning says so; the subject is then hardly learned.
 
     Args:
         target: The drift to hold, above 0. The right one depends on the model: run once with a fixed weight that keeps
-            the class well enough, and take what `loss/prior` (or `loss/class`) is at its end.
+            the class well enough, and take the mean of `loss/prior` (or `loss/class`).
         every_n_steps: Optimizer steps between two changes of the weight; the drift is the mean over them.
-        gain: How strongly the weight answers, above 0, at most 1.
+        gain: How strongly the weight answers, above 0, at most 1. The drift follows the weight by some 50 steps; a
+            gain that is large for that swings: 0.5 did on the toybox.
         min_weight: The weight never falls below this.
         max_weight: Nor rises above this.
     """
@@ -32,9 +41,9 @@ class PriorControl(Callback):
         self,
         target: float,
         every_n_steps: int = 10,
-        gain: float = 0.5,
+        gain: float = 0.1,
         min_weight: float = 0.01,
-        max_weight: float = 1000.0,
+        max_weight: float = 100.0,
     ) -> None:
         faults = Faults("PriorControl", ConfigError)
         for name, value in (("target", target), ("min_weight", min_weight), ("max_weight", max_weight)):
@@ -55,6 +64,8 @@ class PriorControl(Callback):
         """The mean over the latest `every_n_steps`."""
         self._sums = torch.zeros(2)
         self._step = 0
+        self._in_vain = 0
+        """Changes in a row at `max_weight` with a drift above its target."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         module: Any = pl_module
@@ -92,20 +103,29 @@ class PriorControl(Callback):
         if not module.step_skipped:
             self._sums = self._sums + module.step_sums.held
         if self._step % self.every_n_steps == 0:
-            self._steer(module)
+            self._steer(trainer, module)
         every = trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]
         if every and self._step % every == 0:
             pl_module.log("prior/weight", module.prior_loss_weight, rank_zero_only=True)
             pl_module.log("prior/drift", self.drift, rank_zero_only=True)
 
-    def _steer(self, module: Any) -> None:
+    def _steer(self, trainer: Trainer, module: Any) -> None:
         total, count = self._sums.tolist()
         self._sums = torch.zeros_like(self._sums)
         if not count:
             return
         self.drift = total / count
-        weight = module.prior_loss_weight * (max(self.drift, 1e-30) / self.target) ** self.gain
-        self.weight = module.prior_loss_weight = min(max(weight, self.min_weight), self.max_weight)
+        ratio = min(max(self.drift / self.target, 1 / MOST_RATIO), MOST_RATIO)
+        weight = min(max(module.prior_loss_weight * ratio**self.gain, self.min_weight), self.max_weight)
+        self.weight = module.prior_loss_weight = weight
+        self._in_vain = self._in_vain + 1 if weight == self.max_weight and ratio > 1 else 0
+        if self._in_vain == PATIENCE:
+            events.warned(
+                trainer,
+                f"PriorControl: the drift is {self.drift:.3g}, above its target of {self.target:.3g}, with the "
+                f"weight at max_weight {self.max_weight:g} for {PATIENCE} changes; "
+                "lower the learning rate or raise the target",
+            )
 
     def state_dict(self) -> dict[str, Any]:
         return {"weight": self.weight, "drift": self.drift, "sums": self._sums.tolist()}

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import collections
-import csv
-import math
 import pathlib
 from typing import Any
 
 import pytest
 import torch
 
-from dreamlit.callbacks.prior_control import PriorControl
 from dreamlit.callbacks.progress import OF_CLASS, recent_losses
 from dreamlit.curves import loss_figure
 from dreamlit.datamodules.captions import class_prompts, draw_class_prompt
@@ -20,14 +17,14 @@ from dreamlit.datamodules.config_read import read_entries, to_mapping
 from dreamlit.errors import ConfigError
 from dreamlit.families import SDXL
 from dreamlit.module import DreamBooth
-from runs import assert_same_state, base_config, checkpoint, fit, merged, regularisation, run, write_photos
+from runs import assert_same_state, checkpoint, fit, merged, regularisation, run, write_photos
+from tests.prior_runs import PROMPTS, configured, control, logged
 
 ADAPTERS: dict[str, dict[str, Any]] = {
     "LoRA": {"class_path": "LoRA", "init_args": {"rank": 4, "dropout": 0.1}},
     "LoKr": {"class_path": "LyCORIS", "init_args": {"algo": "lokr", "rank": 4, "factor": 4}},
     "Full": {"class_path": "Full"},
 }
-PROMPTS = ["a photo of a dog", "a dog"]
 
 
 @pytest.fixture(scope="module")
@@ -38,24 +35,6 @@ def photos(tmp_path_factory) -> pathlib.Path:
 @pytest.fixture(scope="module")
 def others(tmp_path_factory) -> pathlib.Path:
     return write_photos(tmp_path_factory.mktemp("class"), [(64, 64)] * 2, seed=1)
-
-
-def configured(tmp_path, tiny, photos, name, prompt: Any = PROMPTS, **changes) -> dict[str, Any]:
-    config = base_config(tmp_path / name, tiny, photos)
-    if prompt:
-        config["data"]["datasets"][0]["class_prompt"] = prompt
-    config["model"]["optimizer"] = {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.01}}
-    return merged(config, {"checkpoint.every_n_steps": 1, **changes})
-
-
-def control(**options) -> list[dict[str, Any]]:
-    return [{"class_path": "PriorControl", "init_args": options}]
-
-
-def logged(root: pathlib.Path, name: str) -> list[float]:
-    (path,) = root.rglob("metrics.csv")
-    with path.open() as file:
-        return [float(row[name]) for row in csv.DictReader(file) if row.get(name)]
 
 
 @pytest.fixture
@@ -266,51 +245,7 @@ def test_a_resume_with_another_class_prompt_is_refused(tmp_path, tiny_model, pho
     assert "data" in capsys.readouterr().err
 
 
-# steering -------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("target", "bound"), [(1e-3, 5.0), (10.0, 0.1)])
-def test_the_weight_follows_the_drift(tmp_path, tiny_model, photos, target, bound):
-    options: dict[str, Any] = {"target": target, "every_n_steps": 2, "gain": 0.5, "max_weight": 5.0, "min_weight": 0.1}
-    changes = {"trainer.max_steps": 16, "trainer.callbacks": control(**options)}
-    root = fit(configured(tmp_path, tiny_model, photos, "run", **changes))
-    weights, losses = logged(root, "prior/weight"), logged(root, "loss/class")
-    assert len(weights) == len(losses) == 16
-    weight = 1.0
-    for step in range(1, 17):
-        if step % 2 == 0:
-            drift = sum(losses[step - 2 : step]) / 2
-            weight = min(max(weight * (max(drift, 1e-30) / target) ** 0.5, 0.1), 5.0)
-        assert weights[step - 1] == pytest.approx(weight, rel=1e-4)
-    assert weights[-1] == pytest.approx(bound)
-
-
-def test_the_drift_comes_to_its_target(tmp_path, tiny_model, photos):
-    reached = {}
-    for target in (1e-4, 1e-3):
-        changes = {"trainer.max_steps": 100, "trainer.callbacks": control(target=target, every_n_steps=4, gain=0.5)}
-        config = configured(tmp_path, tiny_model, photos, f"run{target}", "a dog", **changes)
-        config["model"]["optimizer"]["init_args"]["lr"] = 0.002
-        root = fit(merged(config, {"checkpoint.every_n_steps": 100}))
-        last = logged(root, "loss/class")[-30:]
-        reached[target] = sum(last) / len(last)
-    for target, drift in reached.items():
-        assert target / 2 < drift < target * 2, reached
-
-
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        ({"target": 0.0}, "target is 0.0"),
-        ({"target": math.nan}, "target is nan"),
-        ({"target": 1.0, "every_n_steps": 0}, "every_n_steps is 0"),
-        ({"target": 1.0, "gain": 1.5}, "gain is 1.5"),
-        ({"target": 1.0, "min_weight": 2.0, "max_weight": 1.0}, "min_weight is 2.0, above max_weight 1.0"),
-    ],
-)
-def test_wrong_options_are_named(options, said):
-    with pytest.raises(ConfigError, match=said):
-        PriorControl(**options)
+# what would do nothing ------------------------------------------------------------------------------------------------
 
 
 def wrong(tmp_path, tiny, photos, others, name) -> dict[str, Any]:

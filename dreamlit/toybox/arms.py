@@ -100,8 +100,8 @@ ARMS: dict[str, Arm] = {
         ),
         Arm(
             "lokr-prior-control",
-            "LoKr, prior_loss_weight steered from 1 to a drift of 0.0025, that of the quickstart",
-            {"model.objective.prior_loss_weight": 1.0, **_callback("PriorControl", target=0.0025)},
+            "LoKr, prior_loss_weight steered from 1 to a drift of 0.003, the quickstart's mean",
+            {"model.objective.prior_loss_weight": 1.0, **_callback("PriorControl", target=0.003)},
         ),
         Arm("lokr-no-masks", "LoKr without masks", masks=False),
         Arm("lokr-short-prompt", "LoKr, the same prompt for every photo instead of captions", captions=False),
