@@ -1,6 +1,7 @@
 """`dreamlit new`: a configuration that plans and trains as it stands, and what it refuses."""
 
 import pathlib
+import shlex
 import shutil
 import sys
 
@@ -11,6 +12,7 @@ from dreamlit.errors import ConfigError
 from dreamlit.newrun import choices
 from dreamlit.newrun.command import write
 from dreamlit.newrun.material import read_photos
+from dreamlit.newrun.text import quoted, repeats
 from runs import command, write_masks, write_photos
 from tests.tiny import made, tiny_sd
 
@@ -110,6 +112,8 @@ def test_a_terminal_is_asked_for_what_is_missing(monkeypatch):
         (["--memory", "0"], "--memory is 0"),
         (["--resolution", "3"], "--resolution is 3"),
         (["--subject-word", " "], "--subject-word is empty"),
+        (["--photos", ""], "--photos is empty"),
+        (["--model", " "], "--model is empty"),
         (["--class", "dog\nmodel: none"], "a word without line breaks"),
     ],
 )
@@ -210,3 +214,30 @@ def test_hidden_files_are_no_photos(tmp_path, photos):
     (tmp_path / "photos" / ".thumbnails").mkdir()
     (tmp_path / "photos" / ".thumbnails" / "a.png").write_bytes(b"small")
     assert read_photos(str(tmp_path / "photos"), "--photos").sides == read_photos(str(photos / "photos"), "").sides
+
+
+@pytest.mark.parametrize(
+    "text", ["a dog", 'say "sit"', "back\\slash", "\u2028 between", "dög \U0001f415", "\x7f", "a: b # c"]
+)
+def test_what_is_quoted_is_read_back_as_it_was(text):
+    assert "\n" not in quoted(text)
+    assert yaml.safe_load(f"[{quoted(text)}]   # why") == [text]
+
+
+@pytest.mark.parametrize(("own", "others", "passes"), [(5, 24, 4), (24, 5, 0), (5, 5, 0), (1, 2, 1)])
+def test_the_smaller_set_is_repeated(own, others, passes):
+    found = yaml.safe_load(repeats(own, others))["repeats"]
+    assert found == passes
+    assert own * (found + 1) <= 1.5 * max(own, others)
+
+
+def test_few_class_images_are_repeated_instead_of_the_photos(tmp_path, photos):
+    write_photos(tmp_path / "one", [(64, 64)])
+    words = ["--model", tiny_sd(tmp_path / "model"), "--photos", photos / "photos", "--class", "ape"]
+    words += ["--class-images", tmp_path / "one", "--resolution", "64", "--output", tmp_path / "my run.yaml"]
+    assert command("new", *map(str, words)) == 0
+    text = (tmp_path / "my run.yaml").read_text()
+    subject, of_class = yaml.safe_load(text)["data"]["datasets"]
+    assert (subject["repeats"], of_class["repeats"]) == (0, 2)
+    named = [line for line in text.splitlines() if "dreamlit fit --config" in line]
+    assert [shlex.split(line)[-1] for line in named] == [str(tmp_path / "my run.yaml")]

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import os
 import pathlib
+import shlex
 import sys
 import tempfile
 from typing import TYPE_CHECKING, Any
@@ -50,7 +51,8 @@ def main(args: list[str]) -> int:
         return 0
     path = pathlib.Path(options.output)
     write(path, text)
-    print(f"written: {path}\nnext: dreamlit plan --config {path}, then dreamlit fit --config {path}")
+    name = shlex.quote(str(path))
+    print(f"written: {path}\nnext: dreamlit plan --config {name}, then dreamlit fit --config {name}")
     return 0
 
 
@@ -106,6 +108,9 @@ def check(options: Any) -> None:
         faults.add(f"--memory is {options.memory:g}; give the gigabytes of the GPU, such as 24")
     if options.resolution is not None and options.resolution < 16:
         faults.add(f"--resolution is {options.resolution}; give pixels, such as 1024")
+    for flag, given in (("--model", options.model), ("--photos", options.photos)):
+        if given is not None and not given.strip():
+            faults.add(f"{flag} is empty; give {ASKED[flag.removeprefix('--')]}")
     for flag, word in (("--subject-word", options.subject_word), ("--class", options.class_name)):
         if word is not None and not word.strip():
             faults.add(f"{flag} is empty; give a word")
@@ -247,7 +252,7 @@ def header(wish: Wish, memory: str) -> list[str]:
     from dreamlit import __version__
 
     masks = "with masks" if wish.masks else "without masks (dreamlit masks makes them)"
-    output = wish.output
+    output = shlex.quote(str(wish.output))
     return [
         f"{wish.subject_word} {wish.class_name}: {type(wish.family).__name__} on {len(wish.photos)} photos {masks}. "
         f"Written by dreamlit new {__version__}.",

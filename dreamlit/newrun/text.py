@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+import math
 import pathlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
+
+import yaml
 
 from dreamlit.newrun.choices import Saving, Sizes, article, choose_steps
 from dreamlit.quantisation import NO_CHANGE
@@ -51,7 +53,8 @@ def written(wish: Wish, saving: Saving, header: list[str]) -> str:
 
 
 def quoted(text: object) -> str:
-    return json.dumps(str(text), ensure_ascii=False)
+    """As YAML reads it back: not every string of JSON is the same one there."""
+    return yaml.safe_dump(str(text), default_style='"', allow_unicode=True, width=math.inf).rstrip("\n")
 
 
 def trainer(wish: Wish, saving: Saving) -> Iterator[str]:
@@ -148,8 +151,7 @@ def data(wish: Wish, saving: Saving) -> Iterator[str]:
             yield f"      class_prompt: {quoted(wish.plain)}"
     yield f"      resolution: {sizes.resolution}   # {sizes.reason}"
     if wish.class_images is not None:
-        repeats = max(0, round(len(wish.class_images) / len(photos)) - 1)
-        yield f"      repeats: {repeats}   # extra passes, so that about half of what is seen is the subject"
+        yield repeats(len(photos), len(wish.class_images))
     if wish.masks:
         yield "    # Toybox, the same wall behind every photo: 92 % of the subject's pictures had it, with masks 17 %."
         yield "    - id: subject-masks"
@@ -163,5 +165,12 @@ def data(wish: Wish, saving: Saving) -> Iterator[str]:
             yield "      caption_strategy: textfile"
         else:
             yield f"      instance_prompt: {quoted(wish.plain)}"
+        yield repeats(len(wish.class_images), len(photos))
         yield "      is_regularisation_data: true"
         yield f"      resolution: {sizes.resolution}"
+
+
+def repeats(own: int, others: int) -> str:
+    """The passes of a dataset of `own` images beside one of `others`."""
+    extra = max(0, round(others / own) - 1)
+    return f"      repeats: {extra}   # extra passes, so that about half of what is seen is the subject"
