@@ -177,6 +177,32 @@ def test_equal_time_gives_a_slower_arm_fewer_steps():
     assert [trial.steps for trial in timed] == [100, 100, 50]
 
 
+@pytest.mark.parametrize(
+    ("words", "timed"),
+    [
+        ([], []),
+        (["--equal-time"], ["base", "lokr", "full"]),
+        (["--equal-time", "full"], ["lokr", "full"]),
+    ],
+)
+def test_equal_time_is_for_the_arms_that_it_names_and_the_reference(words, timed):
+    assert evidence.parsed(["--arms", "full", "base", "lokr", *words]).equal_time == timed
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--arms", "base", "full", "--equal-time"], "need the arm lokr"),
+        (["--arms", "lokr", "--equal-time", "full"], "full is not among --arms"),
+        (["--seeds", "0"], "must be at least 1"),
+    ],
+)
+def test_a_bench_that_cannot_be_run_is_refused(words, said, capsys):
+    with pytest.raises(SystemExit):
+        evidence.parsed(words)
+    assert said in capsys.readouterr().err
+
+
 def test_what_a_step_costs_is_a_ratio_of_one_run_and_stays_in_the_report(tmp_path, monkeypatch):
     seconds = {"lokr": iter([1.0, 3.0]), "full": iter([2.0, 1.0])}
     monkeypatch.setattr(costs, "step_seconds", lambda trial, *_: next(seconds[trial.arm.name]))

@@ -5,7 +5,7 @@
 A trial takes three to eight minutes of one core, and there are (arms) x (subjects) x (seeds) of them; what is done is
 kept by the hash of its configuration and not done again: results of `--work`, and those that the report in `--output`
 already has, which each finished trial is added to at once. `--costs` measures what a step of each arm costs, on one
-machine and in one run; by that, `--equal-time` gives every arm the time that the quickstart's arm takes instead of its
+machine and in one run; by that, `--equal-time` gives arms the time that the quickstart's arm takes instead of its
 number of steps.
 """
 
@@ -136,49 +136,70 @@ def measured_costs(
     return known
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=pathlib.Path, default=pathlib.Path("evidence"), help="folder of the trials")
-    parser.add_argument("--output", type=pathlib.Path, help="folder for the table, plots and sheets")
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM", help="default: all")
-    parser.add_argument("--subjects", nargs="+", choices=SUBJECTS, default=list(SUBJECTS)[:3], metavar="NAME")
-    parser.add_argument("--seeds", type=int, default=3, help="seeds 0 to N-1 (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=quickstart()["trainer"]["max_steps"])
-    parser.add_argument("--jobs", type=int, default=2, help="trials at a time, one core each (default: %(default)s)")
-    parser.add_argument("--costs", action="store_true", help="measure what a step of each arm costs, a minute an arm")
-    parser.add_argument("--equal-time", action="store_true", help="also run every arm for the reference arm's time")
-    parser.add_argument("--list", action="store_true", help="say what would be run, and stop")
-    options = parser.parse_args(arguments)
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--work", type=pathlib.Path, default=pathlib.Path("evidence"), help="folder of the trials")
+    made.add_argument("--output", type=pathlib.Path, help="folder for the table, plots and sheets")
+    made.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM", help="default: all")
+    made.add_argument("--subjects", nargs="+", choices=SUBJECTS, default=list(SUBJECTS)[:3], metavar="NAME")
+    made.add_argument("--seeds", type=int, default=3, help="seeds 0 to N-1 (default: %(default)s)")
+    made.add_argument("--steps", type=int, default=quickstart()["trainer"]["max_steps"])
+    made.add_argument("--jobs", type=int, default=2, help="trials at a time, one core each (default: %(default)s)")
+    made.add_argument("--costs", action="store_true", help="measure what a step of each arm costs, a minute an arm")
+    made.add_argument(
+        "--equal-time",
+        nargs="*",
+        choices=ARMS,
+        metavar="ARM",
+        help=f"also run these arms (default: all of --arms) for the time that {REFERENCE} takes",
+    )
+    made.add_argument("--list", action="store_true", help="say what would be run, and stop")
+    return made
+
+
+def parsed(arguments: list[str] | None) -> argparse.Namespace:
+    """The options; `equal_time` are the names of the arms that are run for equal time, with the reference's."""
+    made = parser()
+    options = made.parse_args(arguments)
     if min(options.seeds, options.steps, options.jobs) < 1:
-        parser.error("--seeds, --steps and --jobs must be at least 1")
-    names = [name for name in ARMS if name in options.arms]
+        made.error("--seeds, --steps and --jobs must be at least 1")
+    options.arms = [name for name in ARMS if name in options.arms]
+    asked = options.equal_time
+    if (asked is not None or options.costs) and REFERENCE not in options.arms:
+        made.error(f"--equal-time and --costs need the arm {REFERENCE}")
+    if absent := set(asked or ()) - set(options.arms):
+        made.error(f"--equal-time: {', '.join(sorted(absent))} is not among --arms")
+    wanted = (REFERENCE, *asked) if asked else options.arms
+    options.equal_time = [] if asked is None else [name for name in options.arms if name in wanted]
+    return options
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parsed(arguments)
     trials = [
         Trial(ARMS[name], subject, seed, options.steps)
-        for name in names
+        for name in options.arms
         for subject in options.subjects
         for seed in range(options.seeds)
     ]
     minutes = len(trials) * MINUTES_A_TRIAL / options.jobs
-    print(f"{len(trials)} trials of {len(names)} arms: at most about {minutes:.0f} minutes; less what is done already")
+    print(f"{len(trials)} trials of {len(options.arms)} arms: at most about {minutes:.0f} minutes; less what is done")
     if options.list:
-        for name in names:
+        for name in options.arms:
             print(f"  {name:20} {ARMS[name].what}")
         return
-    if (options.equal_time or options.costs) and REFERENCE not in names:
-        parser.error(f"--equal-time and --costs need the arm {REFERENCE}")
     work = options.work.resolve()
     output = options.output or work / "report"
     results_of(output)  # a damaged file is told before hours of work, not after
-    prepare(work, options.subjects, names)
-    costs = measured_costs(trials, work, output, options.costs, options.equal_time)
+    prepare(work, options.subjects, options.arms)
+    timed = [trial for trial in trials if trial.arm.name in options.equal_time]
+    costs = measured_costs(trials if options.costs else timed, work, output, options.costs, bool(timed))
     results = run_all(trials, work, options.jobs, output)
-    timed: list[dict[str, Any]] = []
-    if options.equal_time:
-        timed = run_all(equal_time(trials, costs, 4 * options.steps), work, options.jobs, output)
+    of_equal_time = run_all(equal_time(timed, costs, 4 * options.steps), work, options.jobs, output) if timed else []
     given = sys.argv[1:] if arguments is None else arguments
     words = [pathlib.Path(word).name if pathlib.Path(word).is_absolute() else word for word in given]
     command = "python -m dreamlit.toybox.evidence " + " ".join(words)
-    write_report(results, timed, output, work, command, facts())
+    write_report(results, of_equal_time, output, work, command, facts())
 
 
 if __name__ == "__main__":
