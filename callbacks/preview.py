@@ -28,7 +28,7 @@ from dreamlit.callbacks.preview_share import (
 from dreamlit.errors import CombinationError, ConfigError, DreamlitError, Faults
 from dreamlit.in_the_making import as_image
 from dreamlit.observing import untouched
-from dreamlit.previewing import Picture, Sampling, draw, parse_size, seed_faults, size_faults
+from dreamlit.previewing import Picture, Sampling, batches, draw, parse_size, seed_faults, size_faults
 from dreamlit.prompts import all_prompts
 from dreamlit.seeds import address
 
@@ -164,7 +164,9 @@ class ValidationPreview(Callback):
         faults.raise_if_any()
         if not family.drawn_with:
             pictures = [picture for _, picture in self._pictures(pl_module)]
-            encode_ahead(trainer, pl_module, pictures, self.sampling, self.batch_size)
+            own = pictures[trainer.global_rank :: trainer.world_size]
+            wanted = [[smallest(pictures)], *batches(own, self.batch_size)]  # the rehearsal, and this rank's share
+            encode_ahead(trainer, pl_module, wanted, self.sampling)
         # After the checkpoint callback: what is saved at this step is then safe, and its name goes into the recipes.
         trainer.callbacks = [*(c for c in callbacks if c is not self), self]  # pyright: ignore[reportAttributeAccessIssue]
 

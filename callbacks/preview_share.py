@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import json
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lightning.pytorch import Trainer
@@ -20,7 +20,7 @@ from dreamlit.images import recipe_text, save_image
 from dreamlit.in_the_making import as_image
 from dreamlit.observing import base_denoiser, untouched
 from dreamlit.preview_grid import Line, grid
-from dreamlit.previewing import Picture, Sampling, ask_ahead, batches, draw, opened
+from dreamlit.previewing import Picture, Sampling, ask_ahead, draw, opened
 from dreamlit.recipes import weights_digest
 
 if TYPE_CHECKING:
@@ -65,12 +65,42 @@ def smallest(pictures: list[Picture]) -> Picture:
     return min(pictures, key=lambda picture: (picture.width or 0) * (picture.height or 0))
 
 
-def encode_ahead(trainer: Any, module: Any, pictures: list[Picture], sampling: Sampling, batch_size: int) -> None:
-    """Encodes the prompts of a rehearsal and of this rank's share while there is no denoiser yet."""
-    own = pictures[trainer.global_rank :: trainer.world_size]
-    with untouched(module), trainer.precision_plugin.predict_step_context():
-        wanted = [[smallest(pictures)], *batches(own, batch_size)]
-        ask_ahead(module.family, wanted, sampling, trainer.strategy.root_device)
+def encode_ahead(trainer: Any, module: Any, wanted: Iterable[list[Picture]], sampling: Sampling) -> None:
+    """Has the prompts of pictures encoded right before the denoiser is loaded, with those of other callbacks at once.
+
+    wanted: the batches in which they will be drawn.
+    """
+    asked = next((one for one in module.before_loading if isinstance(one, Ahead)), None)
+    if asked is None:
+        asked = Ahead(trainer, module)
+        module.before_loading.append(asked)
+    asked.wanted.append((list(wanted), sampling))
+
+
+class Ahead:
+    """What the pictures of a run ask the text encoders; calling it encodes all of it.
+
+    A failure is a warning: what was not encoded is encoded when it is drawn. Errors: `DreamlitError` of a setting.
+    """
+
+    def __init__(self, trainer: Any, module: Any) -> None:
+        self.trainer, self.module = trainer, module
+        self.wanted: list[tuple[list[list[Picture]], Sampling]] = []
+
+    def __call__(self) -> None:
+        trainer, module = self.trainer, self.module
+        try:
+            with untouched(module), trainer.precision_plugin.predict_step_context():
+                for wanted, sampling in self.wanted:
+                    ask_ahead(module.family, wanted, sampling, trainer.strategy.root_device)
+        except DreamlitError:
+            raise
+        except Exception as error:
+            events.warned(
+                trainer,
+                f"prompts of previews could not be encoded before the denoiser is loaded ({type(error).__name__}: "
+                f"{error}); the text encoders will be loaded beside it when pictures are drawn",
+            )
 
 
 def refined_photos(trainer: Any, seeds: list[int]) -> list[tuple[str, Picture]]:

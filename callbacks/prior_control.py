@@ -12,27 +12,29 @@ from dreamlit import events
 from dreamlit.errors import CombinationError, ConfigError, Faults
 
 MOST_RATIO = 10.0
-PATIENCE = 10
+MEMORY = 20
+"""Changes of the weight over which it is told whether they are in vain."""
+IN_VAIN = 0.6
 
 
 class PriorControl(Callback):
     """Raises or lowers `prior_loss_weight` so that the class drifts from the base model no further than is asked.
 
     The drift is what the prior measures anyway: the mean loss of regularisation samples and class prompts before their
-    weight, which for `loss: l2` is the mean square of what the adapter changes in the prediction of the class. Every
-    few steps the weight is multiplied by (drift / target) ** gain, with a ratio from 0.1 to 10: the drift begins at 0
-    whatever the weight is. The objective's `prior_loss_weight` is where it starts; `prior/weight` and `prior/drift`
-    are in the logs. Both survive a resume.
+    weight, which for `loss: l2` is the mean square of what the adapter changes in the prediction of the class. Every n
+    steps the weight is multiplied by (drift / target) ** (gain * n / 10), with a ratio from 0.1 to 10: the drift begins
+    at 0 whatever the weight is. The objective's `prior_loss_weight` is where it starts; `prior/weight` and
+    `prior/drift` are in the logs. Both survive a resume.
 
-    No weight holds the drift below what the learning rate alone moves. Where the weight stays at `max_weight` and the
-    drift above its target, a warning says so; the subject is then hardly learned.
+    No weight holds the drift below what the learning rate alone moves. Where the weight is mostly at `max_weight` and
+    the drift above its target, a warning says so, once; the subject is then hardly learned.
 
     Args:
         target: The drift to hold, above 0. The right one depends on the model: run once with a fixed weight that keeps
             the class well enough, and take the mean of `loss/prior` (or `loss/class`).
         every_n_steps: Optimizer steps between two changes of the weight; the drift is the mean over them.
-        gain: How strongly the weight answers, above 0, at most 1. The drift follows the weight by some 50 steps; a
-            gain that is large for that swings: 0.5 did on the toybox.
+        gain: How strongly the weight answers within 10 steps, above 0, at most 1. The drift follows the weight by some
+            50 steps; a gain that is large for that swings: 0.5 did on the toybox.
         min_weight: The weight never falls below this.
         max_weight: Nor rises above this.
     """
@@ -64,8 +66,8 @@ class PriorControl(Callback):
         """The mean over the latest `every_n_steps`."""
         self._sums = torch.zeros(2)
         self._step = 0
-        self._in_vain = 0
-        """Changes in a row at `max_weight` with a drift above its target."""
+        self._in_vain = 0.0
+        """Share of the latest changes that ended at `max_weight` with a drift above its target."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         module: Any = pl_module
@@ -116,20 +118,24 @@ class PriorControl(Callback):
             return
         self.drift = total / count
         ratio = min(max(self.drift / self.target, 1 / MOST_RATIO), MOST_RATIO)
-        weight = min(max(module.prior_loss_weight * ratio**self.gain, self.min_weight), self.max_weight)
+        factor = ratio ** (self.gain * self.every_n_steps / 10)
+        weight = min(max(module.prior_loss_weight * factor, self.min_weight), self.max_weight)
         self.weight = module.prior_loss_weight = weight
-        self._in_vain = self._in_vain + 1 if weight == self.max_weight and ratio > 1 else 0
-        if self._in_vain == PATIENCE:
+        before = self._in_vain
+        if before <= IN_VAIN:  # else it was told
+            self._in_vain += ((weight == self.max_weight and ratio > 1) - before) / MEMORY
+        if before <= IN_VAIN < self._in_vain and trainer.is_global_zero:
             events.warned(
                 trainer,
-                f"PriorControl: the drift is {self.drift:.3g}, above its target of {self.target:.3g}, with the "
-                f"weight at max_weight {self.max_weight:g} for {PATIENCE} changes; "
-                "lower the learning rate or raise the target",
+                f"PriorControl: the drift ({self.drift:.3g} now) stays above its target of {self.target:.3g} with the "
+                f"weight at max_weight {self.max_weight:g}; lower the learning rate or raise the target",
             )
 
     def state_dict(self) -> dict[str, Any]:
-        return {"weight": self.weight, "drift": self.drift, "sums": self._sums.tolist()}
+        sums = self._sums.tolist()
+        return {"weight": self.weight, "drift": self.drift, "sums": sums, "in_vain": self._in_vain}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.weight, self.drift = state_dict["weight"], state_dict["drift"]
+        self._in_vain = state_dict.get("in_vain", 0.0)
         self._sums = torch.tensor(state_dict["sums"])

@@ -13,9 +13,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from dreamlit import events
 from dreamlit.callbacks.checkpoint import run_name
 from dreamlit.callbacks.ema import average_for, averaged
+from dreamlit.callbacks.preview_share import encode_ahead
 from dreamlit.errors import CombinationError, ConfigError, DataError, Faults, ModelError
 from dreamlit.observing import base_denoiser, untouched
-from dreamlit.previewing import Picture, Sampling, ask_ahead, batches, draw, prompt_faults, seed_faults, size_faults
+from dreamlit.previewing import Picture, Sampling, batches, draw, prompt_faults, seed_faults, size_faults
 from dreamlit.prompts import text_faults
 from dreamlit.report_scores import score_lines, scores_of
 from dreamlit.seeds import address
@@ -146,10 +147,9 @@ class RunReport(Callback):
         except ModelError as error:
             faults.add(f"encoder: {error}")
         faults.raise_if_any()
-        if trainer.is_global_zero:
-            with untouched(pl_module), trainer.precision_plugin.predict_step_context():
-                wanted = batches(self._wanted(self._seeds(pl_module)), self.batch_size)
-                ask_ahead(family, wanted, self.sampling, trainer.strategy.root_device)
+        if trainer.is_global_zero and not trainer.fast_dev_run:  # pyright: ignore[reportAttributeAccessIssue]
+            wanted = batches(self._wanted(self._seeds(pl_module)), self.batch_size)
+            encode_ahead(trainer, pl_module, wanted, self.sampling)
         # After the checkpoint callback, which writes the final adapter in the same hook and stands last by itself.
         others = [callback for callback in trainer.callbacks if callback is not self]  # pyright: ignore
         trainer.callbacks = [*others, self]  # pyright: ignore[reportAttributeAccessIssue]

@@ -100,6 +100,8 @@ class DreamBooth(Predictions, Outputs):
         """Scheduled sampling, off unless the callback `ScheduledSampling` turns it on."""
         self.eval_passes: tuple[str, ...] = (WEIGHTS,)
         """What an evaluation measures; with an `EMA` for `validation` also its average (`dreamlit.evaluating`)."""
+        self.before_loading: list[Callable[[], None]] = []
+        """What callbacks want done when the data is ready and there is no denoiser yet: put there in their `setup`."""
         self.denoiser: torch.nn.Module | None = None
         self.step_sums = StepSums()
         """The losses of the latest optimizer step."""
@@ -110,6 +112,11 @@ class DreamBooth(Predictions, Outputs):
         return self.family.process()
 
     # loading ------------------------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """Does what callbacks wanted done first; Lightning calls it after the `setup` of all of them."""
+        while self.before_loading:
+            self.before_loading.pop(0)()
 
     def configure_model(self) -> None:
         """Loads the denoiser and attaches the adapter; doing it again changes nothing."""
@@ -155,9 +162,8 @@ class DreamBooth(Predictions, Outputs):
             x_t = rollout(self.as_it_samples(batch), *places, batch.input_eps, batch.t, offsets, self.rollout)
             target = rollout_target(*places, batch.eps, batch.t, x_t, offsets, self.rollout)
             if self.rollout.reflex:
-                chosen = (offsets > 0) & ~self.objective.taught_by_base(batch)
-                asker = self.as_it_samples(batch)
-                drift = drift_terms(asker, on_path, x_t, batch.latents, batch.t, chosen, self.rollout)
+                chosen = (offsets > 0) & self.objective.learns_photo(batch)
+                drift = drift_terms(self.as_it_samples(batch), on_path, x_t, batch, chosen, self.rollout)
         base = self.base_prediction(x_t, batch, self.objective.needs_base(batch))
         taught, asked, rows = None, (), batch.class_rows
         if rows is not None and len(rows):  # before the model's own forward: `Full` puts other weights in place

@@ -178,7 +178,7 @@ class Objective:
 
     def needs_base(self, batch: Batch) -> Tensor:
         """Which samples need the base model's prediction: bool [B]."""
-        need = self.taught_by_base(batch)
+        need = self._taught_by_base(batch)
         if self.unmasked_target == "base_model":
             need = need | (batch.mask != 1).flatten(1).any(dim=1) & self._counts(batch)
         return need
@@ -214,7 +214,7 @@ class Objective:
         self._check_shapes(prediction, target, batch, base_prediction)
         own = target
         if base_prediction is not None:
-            own = target.where(~self.taught_by_base(batch).view(-1, 1, 1, 1), base_prediction.to(target.dtype))
+            own = target.where(~self._taught_by_base(batch).view(-1, 1, 1, 1), base_prediction.to(target.dtype))
         mask = batch.mask[:, 0].to(_working(prediction).dtype)  # [B, h, w]
         inside = self.unmasked_weight + (1 - self.unmasked_weight) * mask
         emphasis = None if drift is None else drift.emphasis
@@ -265,7 +265,11 @@ class Objective:
         """Samples whose loss is not multiplied by a `prior_loss_weight` of 0: bool [B]."""
         return (batch.role != Role.REGULARISATION) | (self.prior_loss_weight != 0)
 
-    def taught_by_base(self, batch: Batch) -> Tensor:
+    def learns_photo(self, batch: Batch) -> Tensor:
+        """Samples whose target is that of their own photo: bool [B]."""
+        return self._counts(batch) & ~self._taught_by_base(batch)
+
+    def _taught_by_base(self, batch: Batch) -> Tensor:
         """Samples whose target is the base model's prediction: bool [B]."""
         return (batch.role == Role.REGULARISATION) & (self.prior_target == "base_model") & self._counts(batch)
 

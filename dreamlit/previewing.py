@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dreamlit.errors import ConfigError, DreamlitError, nearest
+from dreamlit.errors import ConfigError, nearest
 from dreamlit.in_the_making import tell_unpacked, unwatched, watched
 
 if TYPE_CHECKING:
@@ -241,7 +241,7 @@ def ask_ahead(family: Any, wanted: Iterable[list[Picture]], sampling: Sampling, 
     wanted: the `batches` in which the pictures will be drawn.
 
     A model that draws from the images of another, or from photos, encodes its prompts when it draws. Errors:
-    `DreamlitError`; any other failure shows itself again in the drawing, which then encodes for itself.
+    `DreamlitError`, and whatever fails in loading or encoding.
     """
     import dreamlit.families.recall as recall
 
@@ -253,7 +253,3 @@ def ask_ahead(family: Any, wanted: Iterable[list[Picture]], sampling: Sampling, 
                 list(draw(pipeline, batch, sampling, batch_size=len(batch)))
             except recall.Asked:
                 continue
-            except DreamlitError:
-                raise
-            except Exception:
-                return

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from dreamlit.rollout import Predict
 from dreamlit.rollout_options import RolloutOptions
-from dreamlit.types import DriftTerms
+from dreamlit.types import Batch, DriftTerms
 
 
 @torch.no_grad()
 def drift_terms(
-    predict: Predict, on_path: Tensor, drifted: Tensor, x0: Tensor, t: Tensor, chosen: Tensor, options: RolloutOptions
+    predict: Predict, on_path: Tensor, drifted: Tensor, batch: Batch, chosen: Tensor, options: RolloutOptions
 ) -> DriftTerms | None:
     """What `Objective.losses` needs for the terms that `options` turn on; None where none has anything to do.
 
@@ -27,8 +27,7 @@ def drift_terms(
         predict: the denoiser without dropout; see `rollout.Predict`.
         on_path: x_t as noise makes it, [B, C, h, w].
         drifted: x_t as the model reached it, [B, C, h, w].
-        x0: clean latents, [B, C, h, w].
-        t: timesteps, [B].
+        batch: gives x0, t and the mask.
         chosen: the samples that get the terms, bool [B]: rolled out, and learning their own photo.
     """
     rows = chosen.nonzero().flatten()
@@ -36,18 +35,20 @@ def drift_terms(
         return None
     emphasis = None
     if options.frequency_compensation:
-        both = predict(torch.cat([on_path[rows], drifted[rows]]), t[rows].repeat(2), rows.repeat(2)).to(drifted.dtype)
+        places = torch.cat([on_path[rows], drifted[rows]])
+        both = predict(places, batch.t[rows].repeat(2), rows.repeat(2)).to(drifted.dtype)
+        both = both * batch.mask[rows].repeat(2, 1, 1, 1).to(both.dtype)
         emphasis = torch.ones_like(drifted)
         of_path, of_drifted = both.chunk(2)
         emphasis[rows] = compensation(of_path, of_drifted, options.frequency_compensation)
-    return DriftTerms(drifted - x0, options.anti_drift * chosen.to(drifted.dtype), emphasis)
+    return DriftTerms(drifted - batch.latents, options.anti_drift * chosen.to(drifted.dtype), emphasis)
 
 
 def compensation(on_path: Tensor, drifted: Tensor, alpha: float) -> Tensor:
     """Weight of each cell's loss, 1 + alpha b / |b|_1 with the exposure bias b = v(on the path) - v(drifted).
 
-    All are [n, C, h, w]. |b|_1 sums over a whole sample: at the paper's alpha of 1 a weight differs from 1 by
-    about 1 / (C h w). Never below 0.
+    All are [n, C, h, w]; masked cells are 0 in both. |b|_1 sums over a whole sample: at the paper's alpha of 1 a weight
+    differs from 1 by about 1 / (C h w). Never below 0.
     """
     bias = on_path - drifted
     size = bias.abs().sum(dim=(1, 2, 3), keepdim=True)

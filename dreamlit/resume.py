@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import pathlib
 import sys
 from typing import Any
@@ -169,6 +171,25 @@ def callback_options(config: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+def newer_defaults(config: dict[str, Any], then: dict[str, Any]) -> dict[str, Any]:
+    """Options of callbacks that the run in `then` (`callback_options`) had without these, at their default: a newer
+    version brought them, and they change nothing."""
+    found: dict[str, Any] = {}
+    here = {key.partition(".")[0] for key in then}
+    for callback in config.get("trainer", {}).get("callbacks") or []:
+        path = str(callback.get("class_path", "")) if isinstance(callback, dict) else ""
+        module, _, name = path.rpartition(".")
+        if name not in here or not module:
+            continue
+        kind = getattr(importlib.import_module(module), name, None)
+        known = inspect.signature(kind).parameters if kind else {}
+        for option, value in (callback.get("init_args") or {}).items():
+            key = f"{name}.{option}"
+            if key not in then and option in known and known[option].default == value:
+                found[key] = value
+    return found
+
+
 def decisive(mine: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     """Of the options of one run's callbacks those that must be the same in the `other` run."""
     averages = OPTIONS_THAT_AVERAGE if any(key.partition(".")[0] == "EMA" for key in other) else ()
@@ -193,6 +214,7 @@ def compare_configs(path: pathlib.Path, config: dict[str, Any], allowed: list[st
     refuse_to_branch(path, checkpoint["global_step"], pathlib.Path(config["trainer"]["default_root_dir"]))
     saved = yaml.safe_load(checkpoint["dreamlit"]["config"])
     then, today = callback_options(saved), callback_options(config)
+    then |= newer_defaults(config, then)
     before, now = {**flatten(saved), **decisive(then, today)}, {**flatten(config), **decisive(today, then)}
     refused = Faults(f"{path} was made by another configuration", CheckpointError)
     lines = []

@@ -332,8 +332,13 @@ def test_the_terms_of_reflexflow_are_those_of_there(here, changes, terms):
 
 
 def test_a_scale_of_the_loss_is_refused_and_terms_without_a_rollout_are_dropped(here):
-    draft = simpletuner_draft(here, {**GUIDE, f"{REFLEX}_beta2": 2.0})
-    assert any(f"{REFLEX}_beta2" in name for name in draft.refused)
+    for scale in (2.0, 0):
+        draft = simpletuner_draft(here, {**GUIDE, f"{REFLEX}_beta2": scale})
+        assert any(f"{REFLEX}_beta2" in name for name in draft.refused)
+    draft = simpletuner_draft(here, {**GUIDE, REFLEX: "no", f"{REFLEX}_beta2": 2.0})
+    assert not any(REFLEX in name for name in draft.refused)
+    draft = simpletuner_draft(here, {**GUIDE, "scheduled_sampling_probability": 0})
+    assert draft.callbacks["ScheduledSampling"]["anti_drift"].value == 10.0 and not draft.parts
     draft = simpletuner_draft(here, {REFLEX: True, f"{REFLEX}_beta2": 1.0})
     assert "ScheduledSampling" not in draft.callbacks and not draft.parts
     assert not any(REFLEX in name for name in draft.refused)

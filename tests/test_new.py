@@ -55,20 +55,29 @@ def test_it_says_what_it_was_told_and_why(written):
     assert config["model"]["family"]["class_path"] in ("SD", "SD3")
     subject, masks, *others = config["data"]["datasets"]
     assert subject["instance_prompt"] == "a photo of sks ape" and masks["conditioning_type"] == "mask"
-    told = others[0]["instance_prompt"] if others else subject["class_prompt"]
-    assert told == "a photo of an ape"
+    if others:
+        assert others[0]["instance_prompt"] == "a photo of an ape"
+    else:
+        drawn = config["data"]["class_images"]
+        assert drawn["prompt"].startswith("a photo of an ape {|on grass") and drawn["count"] == 24
+        assert subject["repeats"] == 7  # 3 photos, 24 pictures of the class
     assert "# Memory: about" in text and "docs/evidence" in text
 
 
-def test_captioned_photos_are_held_by_their_own_captions(tmp_path, photos, monkeypatch):
+@pytest.mark.parametrize("captioned", [True, False])
+def test_a_model_that_draws_no_class_images_is_held_by_class_prompts(tmp_path, photos, monkeypatch, captioned):
     shutil.copytree(photos / "photos", tmp_path / "photos")
-    for number, photo in enumerate(sorted((tmp_path / "photos").glob("*.png"))):
+    for number, photo in enumerate(sorted((tmp_path / "photos").glob("*.png")) if captioned else []):
         photo.with_suffix(".txt").write_text(f"a photo of sks ape, place {number}")
-    words = ["--model", tiny_sd(tmp_path / "model"), "--photos", tmp_path / "photos", "--class", "ape"]
+    model = made("sdxl-refiner", tmp_path / "model", {})
+    words = ["--model", model, "--photos", tmp_path / "photos", "--class", "ape"]
     written = tmp_path / "run.yaml"
     assert command("new", *map(str, words), "--resolution", "64", "--output", str(written)) == 0
-    (subject,) = yaml.safe_load(written.read_text())["data"]["datasets"]
-    assert subject["class_words"] == {"sks ape": "an ape"} and "class_prompt" not in subject
+    data = yaml.safe_load(written.read_text())["data"]
+    (subject,) = data["datasets"]
+    held = {name: subject[name] for name in ("class_words", "class_prompt") if name in subject}
+    assert held == ({"class_words": {"sks ape": "an ape"}} if captioned else {"class_prompt": "a photo of an ape"})
+    assert "class_images" not in data and "repeats" not in subject
     monkeypatch.chdir(tmp_path)
     assert command("plan", "--config", str(written)) == 0
 

@@ -6,10 +6,13 @@ import pytest
 import torch
 
 from dreamlit.errors import DreamlitError
-from dreamlit.families import recall
+from dreamlit.families import assembly, recall
+from dreamlit.families.base import Family
+from dreamlit.module import DreamBooth
 from dreamlit.observing import is_loaded
 from dreamlit.previewing import Picture, Sampling, ask_ahead, batches, draw
 from tests.family_cases import MODELS, ONE_EACH, loaded
+from tests.runs import base_config, command, fit, merged, run, write_config, write_photos
 
 PROMPTED = tuple(name for name in ONE_EACH if not MODELS[name][0].drawn_with)
 SIZE = (64, 64)
@@ -68,25 +71,100 @@ def test_the_same_prompts_are_encoded_once_and_a_pipeline_that_writes_into_them_
     assert all(torch.equal(a, b) for a, b in zip(said, kept, strict=True))
 
 
-def test_a_wrong_setting_is_told_and_another_failure_is_left_to_the_drawing(family_folders, monkeypatch):
+# in a run -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    return write_photos(tmp_path_factory.mktemp("subject"), [(64, 64)] * 2)
+
+
+def previewed(tmp_path, model, photos):
+    """A run with a preview and a report, whose caches are full, so that nothing but pictures needs a text encoder."""
+    config = base_config(tmp_path / "run", model, photos)
+    config["model"]["family"]["class_path"] = "SD"
+    preview = {"prompts": ["a photo of sks dog"], "sizes": ["64x64"], "seeds": [1], "steps": 2, "at_end": True}
+    report = {"prompts": ["a photo of a dog"], "width": 64, "height": 64, "steps": 2}
+    callbacks = [
+        {"class_path": name, "init_args": a} for name, a in (("ValidationPreview", preview), ("RunReport", report))
+    ]
+    config = merged(config, {"trainer.callbacks": callbacks, "trainer.max_steps": 2})
+    assert command("prepare", "--config", str(write_config(tmp_path / "prepare.yaml", config))) == 0
+    return config
+
+
+def loads_of(monkeypatch):
+    """The parts that are read from disk from now on."""
+    seen = []
+    real = Family._load
+
+    def recorded(self, name):
+        seen.append(name)
+        return real(self, name)
+
+    monkeypatch.setattr(Family, "_load", recorded)
+    return seen
+
+
+def test_preview_and_report_read_the_text_encoders_once_and_before_the_denoiser(
+    tmp_path, tiny_sd_model, photos, monkeypatch
+):
+    config = previewed(tmp_path, tiny_sd_model, photos)
+    seen = loads_of(monkeypatch)
+    fit(config)
+    assert seen.count("text_encoder") == 1
+    assert seen.index("text_encoder") < seen.index("unet")
+
+
+@pytest.mark.parametrize("place", ["loading", "asking"])
+def test_a_failure_is_a_warning_and_the_drawing_encodes_for_itself(
+    tmp_path, tiny_sd_model, photos, monkeypatch, recwarn, place
+):
+    config = previewed(tmp_path, tiny_sd_model, photos)
+    failures = []
+
+    def failing_once(real, when):
+        def call(*values, **named):
+            if when(values) and not failures:
+                failures.append(1)
+                raise RuntimeError("CUDA out of memory")
+            return real(*values, **named)
+
+        return call
+
+    if place == "loading":
+        monkeypatch.setattr(Family, "load", failing_once(Family.load, lambda values: "text_encoders" in values))
+    else:
+        monkeypatch.setattr(assembly, "assembled", failing_once(assembly.assembled, lambda values: True))
+    root = fit(config)
+    assert failures
+    said = [str(one.message) for one in recwarn if "could not be encoded" in str(one.message)]
+    assert len(said) == 1 and "RuntimeError: CUDA out of memory" in said[0]
+    assert list(root.rglob("previews/**/grid.png")) and list(root.rglob("before-after.png"))
+
+
+def test_a_wrong_setting_ends_the_run(tmp_path, tiny_sd_model, photos, monkeypatch, capsys):
+    config = previewed(tmp_path, tiny_sd_model, photos)
+
+    def refusing(*_):
+        raise DreamlitError("too long for it")
+
+    monkeypatch.setattr(recall, "asking", refusing)
+    monkeypatch.setattr(DreamBooth, "configure_model", lambda self: pytest.fail("the model was loaded"))
+    assert run("fit", config) != 0
+    assert "too long for it" in capsys.readouterr().err
+
+
+def test_a_failure_in_asking_is_told_to_who_asks(family_folders, monkeypatch):
     family = MODELS["sd1"][0](str(family_folders("sd1")))
-    sampling = Sampling(steps=2, guidance_scale=3.0)
-
-    def failing(error):
-        def asking(*_):
-            class Pipeline:
-                scheduler = family.scheduler()
-
-                def __call__(self, **_):
-                    raise error
-
-            return recall.contextlib.nullcontext(Pipeline())
-
-        return asking
-
-    monkeypatch.setattr(recall, "asking", failing(DreamlitError("too long")))
-    with pytest.raises(DreamlitError, match="too long"):
-        ask_ahead(family, [PICTURES[:1]], sampling, "cpu")
-    monkeypatch.setattr(recall, "asking", failing(RuntimeError("out of memory")))
-    ask_ahead(family, [PICTURES[:1]], sampling, "cpu")
+    monkeypatch.setattr(type(family), "load", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("out of memory")))
+    with pytest.raises(RuntimeError, match="out of memory"):
+        ask_ahead(family, [PICTURES[:1]], Sampling(steps=2, guidance_scale=3.0), "cpu")
     assert not family.remembered
+
+
+def test_doctor_reads_no_weights(tmp_path, tiny_sd_model, photos, monkeypatch):
+    config = previewed(tmp_path, tiny_sd_model, photos)
+    seen = loads_of(monkeypatch)
+    assert command("doctor", "--config", str(write_config(tmp_path / "run.yaml", config))) == 0
+    assert not seen

@@ -111,14 +111,17 @@ def test_an_alpha_of_1_changes_the_weights_of_a_real_latent_by_next_to_nothing()
 # in the loss ----------------------------------------------------------------------------------------------------------
 
 
-def terms_of(batch: Batch, chosen: list[bool], anti_drift=10.0, alpha=0.0) -> DriftTerms | None:
+def terms_of(batch: Batch, chosen: list[bool], anti_drift=10.0, alpha=0.0, beyond=0.0) -> DriftTerms | None:
+    """beyond: how much larger predictions are where the mask is black."""
+
     def predict(x, t, rows):
-        return x * (1 + t.view(-1, 1, 1, 1) / 1000) + batch.latents[rows]
+        outside = 1 + beyond * (1 - batch.mask[rows])
+        return (x * (1 + t.view(-1, 1, 1, 1) / 1000) + batch.latents[rows]) * outside
 
     options = RolloutOptions(2, anti_drift=anti_drift, frequency_compensation=alpha)
     drifted = FLOW.noise(batch.latents, batch.eps, batch.t) + normal(6) / 4
     on_path = FLOW.noise(batch.latents, batch.eps, batch.t)
-    return drift_terms(predict, on_path, drifted, batch.latents, batch.t, torch.tensor(chosen), options)
+    return drift_terms(predict, on_path, drifted, batch, torch.tensor(chosen), options)
 
 
 def test_the_loss_is_that_without_them_and_the_terms():
@@ -150,6 +153,17 @@ def test_masked_cells_turn_nothing():
     Objective().losses(FLOW, prediction, target, batch, drift=drift).total.backward()
     assert prediction.grad is not None
     assert prediction.grad[..., 2:].abs().max() == 0 and prediction.grad[..., :2].abs().min() > 0
+
+
+def test_what_is_masked_out_does_not_dilute_the_compensation():
+    mask = torch.zeros(SHAPE[0], 1, *SHAPE[2:], dtype=torch.float64)
+    mask[..., :2] = 1
+    batch = a_batch(mask=mask)
+    near, far = (terms_of(batch, [True] * 3, alpha=20.0, beyond=beyond) for beyond in (0.0, 9.0))
+    assert near is not None and far is not None and near.emphasis is not None and far.emphasis is not None
+    torch.testing.assert_close(near.emphasis, far.emphasis)
+    assert torch.equal(near.emphasis[..., 2:], torch.ones_like(near.emphasis[..., 2:]))
+    assert (near.emphasis[..., :2] - 1).abs().min() > 0
 
 
 def test_no_sample_no_terms():
@@ -213,6 +227,10 @@ def test_class_images_have_no_terms(tmp_path, family_folders, parts, monkeypatch
     fit(configured(tmp_path / "run", family_folders, "sd35", parts, anti_drift=10.0))
     assert {weight for role, weight in seen if role == Role.REGULARISATION} == {0.0}
     assert 10.0 in {weight for role, weight in seen if role == Role.INSTANCE}
+    seen.clear()
+    unheld = configured(tmp_path / "unheld", family_folders, "sd35", parts, anti_drift=10.0)
+    fit(merged(unheld, {"model.objective.prior_loss_weight": 0.0}))
+    assert {weight for role, weight in seen if role == Role.REGULARISATION} == {0.0}
 
 
 @pytest.mark.parametrize("name", ["anti_drift", "frequency_compensation"])

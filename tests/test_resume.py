@@ -135,6 +135,9 @@ def test_a_resume_with_another_rollout_is_refused_and_one_with_another_onlooker_
     fit(merged(longer, with_rollout(2, {"class_path": "EventLog"})), "--ckpt_path", "last")
 
 
+ROLLOUT = "scheduled_sampling.ScheduledSampling"
+
+
 @pytest.mark.parametrize(
     ("before", "now", "key"),
     [
@@ -147,6 +150,13 @@ def test_a_resume_with_another_rollout_is_refused_and_one_with_another_onlooker_
         ([("EMA", {"decay": 0.9})], [], None),
         ([], [("EMA", {"decay": 0.9})], None),  # it starts from the weights of the checkpoint, with a warning
         ([("LivePage", {"port": 1})], [("EventLog", {})], None),
+        # what a newer version brought is no change, unless it is used
+        ([(ROLLOUT, {"max_step_offset": 2})], [(ROLLOUT, {"max_step_offset": 2, "anti_drift": 0.0})], None),
+        (
+            [(ROLLOUT, {"max_step_offset": 2})],
+            [(ROLLOUT, {"max_step_offset": 2, "anti_drift": 1.0})],
+            "ScheduledSampling.anti_drift",
+        ),
     ],
 )
 def test_callbacks_that_decide_what_a_run_is_are_compared_by_their_options(tmp_path, monkeypatch, before, now, key):

@@ -42,7 +42,7 @@ def place_ema(draft: Draft) -> None:
     draft.note("EMA: the average is float32 here, there of the weights' precision; it is exported beside the weights")
 
 
-REFLEX = ("reflex", "reflex_alpha", "reflex_beta1")
+REFLEX = ("reflex", "reflex_alpha", "reflex_beta1", "reflex_beta2")
 
 
 def place_rollout(draft: Draft) -> None:
@@ -72,13 +72,15 @@ def place_rollout(draft: Draft) -> None:
             f"{there[0]:g} to {there[1]:g} (prob_end is 0.5 unless it is given)"
             + (", that is down" if there[1] < there[0] else "")
         )
+    place_reflex(draft, key)
     if not probability:
-        draft.note("scheduled sampling: its probability is 0, so that it is off until you raise it")
-        draft.forget(*REFLEX)
+        draft.note(
+            "scheduled sampling: its probability is 0, so that it is off until you raise it; so are ReflexFlow's "
+            "terms, which a flow model has there for every sample"
+        )
         return
     draft.set(f"{key}.step_stride", 1, "a step is one training timestep there")
     place_sampler(draft, key, sampler, order, most)
-    place_reflex(draft, key)
     draft.note(
         "scheduled sampling: a rolled-out sample goes from 1 to max_step_offset steps here, from 0 there; its target "
         "leads back to the photo (target: original is as there); without step_stride a step is that of a "
@@ -90,8 +92,12 @@ def place_reflex(draft: Draft, key: str) -> None:
     """ReflexFlow's terms, which a flow model's rollout has there unless they are turned off."""
     on, alpha = draft.take("reflex"), draft.take_number("reflex_alpha", number)
     beta1 = draft.take_number("reflex_beta1", number, 10.0)
-    if "flow" not in draft.facts or (on is not None and not is_on(on)):
+    beta2 = draft.take("reflex_beta2")
+    if "flow" not in draft.facts or str(on).lower() in ("false", "0", "0.0", "no", "off"):
         return
+    if beta2 not in (None, 1, "1", "1.0"):
+        why = "it scales the loss itself, beside anti_drift; 1 is taken, so change the others instead"
+        draft.refuse("scheduled_sampling_reflexflow_beta2", beta2, why)
     if beta1:
         draft.set(f"{key}.anti_drift", beta1, f"scheduled_sampling_reflexflow_beta1: {beta1:g}")
         draft.note("scheduled sampling: anti_drift counts for rolled-out samples here, for every sample there")

@@ -33,12 +33,7 @@ ROLLOUT: dict[str, Rule] = {
         "reflex_alpha", "`ScheduledSampling.frequency_compensation`", when="flow"
     ),
     "scheduled_sampling_reflexflow_beta1": part("reflex_beta1", "`ScheduledSampling.anti_drift`", when="flow"),
-    "scheduled_sampling_reflexflow_beta2": refused(
-        "it scales the loss itself, beside anti_drift; 1 is taken: change anti_drift and the learning rate",
-        1,
-        "1",
-        "1.0",
-    ),
+    "scheduled_sampling_reflexflow_beta2": part("reflex_beta2", "1 alone: it scales the loss itself", when="flow"),
 }
 
 LOOKING: dict[str, Rule] = {

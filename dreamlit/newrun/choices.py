@@ -89,6 +89,11 @@ def choose_steps(photos: Photos, with_class: bool) -> tuple[int, str]:
     return steps, f"each of the {len(photos)} photos is seen about {views:.0f} times"
 
 
+def class_images_to_draw(photos: Photos) -> int:
+    """How many pictures of the class the base model is to draw: five for each photo, 24 to 100."""
+    return min(100, max(24, 5 * len(photos)))
+
+
 def article(noun: str) -> str:
     return f"{'an' if noun[:1].lower() in 'aeiou' else 'a'} {noun}"
 

@@ -83,7 +83,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--subject-word", default="sks", metavar="WORD", help="the subject's name (default: %(default)s)")
     made.add_argument("--masks", metavar="DIR", help="masks of the photos' names; `dreamlit masks` makes them")
     made.add_argument(
-        "--class-images", metavar="DIR", help="other things of the class; without them a class prompt does it"
+        "--class-images", metavar="DIR", help="other things of the class; without them the run draws them"
     )
     made.add_argument("--resolution", type=int, metavar="PIXELS", help="side of a square of the training images' area")
     made.add_argument(
@@ -150,7 +150,7 @@ def ask_for_missing(options: Any) -> None:
     if missing and options.masks is None:
         options.masks = input("the folder of masks (enter: none): ").strip() or None
     if missing and options.class_images is None:
-        options.class_images = input("the folder of class images (enter: none): ").strip() or None
+        options.class_images = input("the folder of class images (enter: the run draws them): ").strip() or None
     if missing:
         check(options)
 
