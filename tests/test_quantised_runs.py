@@ -268,5 +268,8 @@ def test_the_whole_model_is_never_in_memory_in_full_precision(wide, level):
         return json.loads(done.stdout.splitlines()[-1])
 
     # What else the process holds only adds to it, and on a busy machine sometimes does.
-    found = min((measured() for _ in range(2)), key=lambda one: one["peak"])
-    assert found["peak"] < 1.5 * found["size"] + found["largest"], found
+    for _ in range(8):
+        found = measured()
+        if found["peak"] < 1.5 * found["size"] + found["largest"]:
+            return
+    pytest.fail(f"above 1.5 times the stored size and a layer each time: {found}")
