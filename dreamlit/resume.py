@@ -172,8 +172,8 @@ def callback_options(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def newer_defaults(config: dict[str, Any], then: dict[str, Any]) -> dict[str, Any]:
-    """Options of callbacks that the run in `then` (`callback_options`) had without these, at their default: a newer
-    version brought them, and they change nothing."""
+    """Options at their default, of callbacks that `then` (`callback_options`) has as well, but without these options:
+    a newer version brought them, and they change nothing."""
     found: dict[str, Any] = {}
     here = {key.partition(".")[0] for key in then}
     for callback in config.get("trainer", {}).get("callbacks") or []:

@@ -1,4 +1,4 @@
-"""Class prompts: the class is held without class images; and the weight that holds it is steered by the drift."""
+"""Class prompts: the class is held without class images."""
 
 from __future__ import annotations
 
