@@ -206,7 +206,7 @@ class Objective:
             of_class: for the samples `batch.class_rows`, under their class prompts, the predictions of the model being
                 trained and of the one without the adapter: both [K, C, h, w].
             prior_loss_weight: in place of the objective's own.
-            drift: what ReflexFlow adds where samples have drifted; its directional error counts what the mask lets count.
+            drift: what ReflexFlow adds where samples have drifted; its directional error is of unmasked cells.
 
         Raises:
             ValueError: tensors of unequal shapes, or no base prediction where one is needed.
