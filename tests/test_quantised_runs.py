@@ -257,19 +257,12 @@ def wide(tmp_path_factory, family_folders):
 
 @pytest.mark.parametrize("level", ["no_change", "int8-quanto", "int8-torchao", "nf4-bnb"])
 def test_the_whole_model_is_never_in_memory_in_full_precision(wide, level):
-    def measured():
-        done = subprocess.run(
-            [sys.executable, "-c", MEASURE, level, str(wide)],
-            capture_output=True,
-            text=True,
-            check=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-        return json.loads(done.stdout.splitlines()[-1])
-
-    # What else the process holds only adds to it, and on a busy machine sometimes does.
-    for _ in range(8):
-        found = measured()
-        if found["peak"] < 1.5 * found["size"] + found["largest"]:
-            return
-    pytest.fail(f"above 1.5 times the stored size and a layer each time: {found}")
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, level, str(wide)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["peak"] < 1.5 * found["size"] + found["largest"]
