@@ -372,6 +372,24 @@ def test_repeats_of_kohya_and_diffusers_are_one_more(here):
         assert [one["repeats"].value for one in draft.datasets if "repeats" in one] == [repeats], name
 
 
+@pytest.mark.parametrize(
+    ("changes", "told", "refused"),
+    [
+        ({}, True, []),
+        ({"model_prediction_type": "raw"}, False, []),
+        ({"weighting_scheme": "sigma_sqrt"}, False, []),
+        ({"model_prediction_type": "additive"}, False, ["model_prediction_type: additive"]),
+    ],
+)
+def test_that_kohya_compares_photos_is_said(here, changes, told, refused):
+    config = here("kohya-flux-masked").with_name("options.json")
+    own = {"pretrained_model_name_or_path": "flux.safetensors", "dataset_config": "dataset.toml"}
+    config.write_text(json.dumps({**own, "network_module": "networks.lora_flux", **changes}))
+    draft = imported(config, script="flux_train_network.py")
+    assert any("compares photos" in note for note in draft.notes) == told
+    assert [name for name in draft.refused if "predict" in name or "scheme" in name] == refused
+
+
 def test_a_dataset_configuration_of_kohya_may_be_json(here):
     config = here("kohya-flux-masked")
     subsets = [{"image_dir": "photos", "class_tokens": "sks dog", "caption_extension": ".none"}]

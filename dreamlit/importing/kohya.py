@@ -50,7 +50,7 @@ MODEL: dict[str, Rule] = {
     "logit_std": part("logit_std", "`model.objective.logit_std`", when="flow"),
     "mode_scale": part("mode_scale", "`model.objective.mode_scale`", when="flow"),
     "guidance_scale": to("family.guidance", number, default=3.5, when="flux"),
-    "model_prediction_type": refused("a flow's velocity is predicted, as it is (raw)", "raw"),
+    "model_prediction_type": part("prediction", "always `raw`: the velocity's error, each sigma alike", when="flow"),
     "network_module": part("module", "`model.adapter`"),
     "network_dim": part("dim", "`model.adapter.init_args.rank`"),
     "network_alpha": part("alpha", "`model.adapter.init_args.alpha`", default=1),

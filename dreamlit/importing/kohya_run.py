@@ -244,7 +244,7 @@ def place_flow(draft: Draft, family: str) -> None:
         for name, value in spread.items():
             if value is not None and name.startswith(scheme.partition("_")[0]):
                 draft.set(f"objective.{name}", value, f"{name}: {value}")
-    elif scheme not in ("uniform", "none"):
+    elif scheme not in ("uniform", "none", "sigma_sqrt"):
         draft.refuse(
             "weighting_scheme", scheme, "there are uniform, logit_normal and mode: model.objective.timestep_density"
         )
@@ -253,8 +253,21 @@ def place_flow(draft: Draft, family: str) -> None:
     elif sampling in ("sigma", "shift"):
         source = "discrete_flow_shift, training_shift" if given else "the default in sd-scripts"
         draft.set("family.shift", shift, f"{source}: {shift:g}")
+    place_error(draft, scheme)
     if family == "SD3" and shift == 1:
         draft.note("training_shift 1: previews have it too; SD3's own is 3, without model.family.init_args.shift")
+
+
+def place_error(draft: Draft, scheme: str) -> None:
+    """What is compared: sd-scripts takes the photo's error, sigma times the velocity's, unless it is told `raw`."""
+    prediction = str(draft.take("prediction", "sigma_scaled"))
+    if prediction not in ("raw", "sigma_scaled"):
+        draft.refuse("model_prediction_type", prediction, "the model's velocity is compared as it is (raw)")
+    elif prediction == "sigma_scaled" and scheme != "sigma_sqrt":  # that one divides by sigma^2 again
+        draft.note(
+            "the velocity's error counts alike at each sigma; sd-scripts (model_prediction_type: sigma_scaled, its "
+            "default, and always for SD3) compares photos, which is sigma^2 times that: noisy steps weigh more there"
+        )
 
 
 def place_looking(draft: Draft, source: Source) -> None:
