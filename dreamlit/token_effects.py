@@ -1,9 +1,9 @@
-"""How much a word moves what a model draws: the difference that it makes to the denoiser's prediction."""
+"""What a word does to a model: how far its text encoders tell it apart, and how far it moves the prediction."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dreamlit.errors import ConfigError, ModelError
 from dreamlit.seeds import generator
@@ -22,11 +22,20 @@ USUAL_SIDE = 64
 """Latent cells along a side, of a denoiser that is made for no size of its own."""
 
 
-def effects(model: str, class_word: str, words: Sequence[str], device: str = "cpu") -> dict[str, float]:
-    """Word -> how far "a photo of WORD class" moves the prediction from that for "a photo of a class".
+class Effect(NamedTuple):
+    """What a word does beside a class: 0 is nothing."""
 
-    The root of the mean square of the difference over that of the prediction itself, at fixed noises and levels:
-    0 where the word changes nothing.
+    apart: float
+    """How far it moves the conditioning: what an adapter can tell the subject from its class by."""
+    moves: float
+    """How far it moves the denoiser's prediction: what the word says already."""
+
+
+def effects(model: str, class_word: str, words: Sequence[str], device: str = "cpu") -> dict[str, Effect]:
+    """Word -> what "a photo of WORD class" changes against "a photo of a class".
+
+    Each is the norm of the difference over that of what it is compared with: of the text conditioning (the mean over
+    its tensors), and of predictions at fixed noises and levels.
 
     Raises:
         ModelError: when the model cannot be read, or no family is of its kind.
@@ -47,8 +56,26 @@ def effects(model: str, class_word: str, words: Sequence[str], device: str = "cp
     ask = States(family, place)
     with torch.no_grad():
         still = ask(plain)
-        moved = (ask(conditioning) for conditioning in track(named, "words", transient=True))
-        return {word: float((m - still).norm() / still.norm()) for word, m in zip(words, moved, strict=True)}
+        moved = (change(ask(conditioning), still) for conditioning in track(named, "words", transient=True))
+        return {w: Effect(told_apart(c, plain), m) for w, c, m in zip(words, named, moved, strict=True)}
+
+
+def told_apart(conditioning: Conditioning, plain: Conditioning) -> float:
+    """The mean change of the tensors that are embeddings (not masks)."""
+    found = [change(conditioning[name], value) for name, value in plain.items() if value.is_floating_point()]
+    return sum(found) / len(found)
+
+
+def change(value: Tensor, before: Tensor) -> float:
+    """The norm of the difference over that of `before`; where one has more tokens, those are part of it."""
+    import torch
+
+    if value.shape != before.shape:
+        longest = max(value.shape[1], before.shape[1])
+        value, before = (
+            torch.cat([x, x.new_zeros(len(x), longest - x.shape[1], *x.shape[2:])], dim=1) for x in (value, before)
+        )
+    return float((value - before).norm() / before.norm())
 
 
 class States:

@@ -15,6 +15,8 @@ from dreamlit.errors import ConfigError, Faults, ModelError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from dreamlit.token_effects import Effect
+
 EXAMPLES = """examples:
   dreamlit tokens models/sdxl
   dreamlit tokens models/sdxl --judge sks ohwx dog
@@ -25,15 +27,20 @@ NOTES = """rare: share of the words that were merged into the vocabulary before 
 plain: share of the words whose embedding is larger or farther from the mean of all, which means that it says more.
 Score: a third of the first and two of the second, over all vocabularies. Whether a word is a name that you know, only
 you can tell."""
+UNMEASURED = "Of such words the model may tell some apart from no word at all and hardly others: --measure CLASS."
 EMBEDDINGS = ("token_embedding.weight", "shared.weight", "embed_tokens.weight", "word_embeddings.weight")
 """Ends of the names of tensors that have a row for each token."""
 WHOLE_WORD = {"</w>": str.removesuffix, "\u2581": str.removeprefix, "\u0120": str.removeprefix}
 """How vocabularies mark a word by itself (CLIP; sentencepiece; byte pairs), and how to take the mark off."""
-MEASURED = """moves: by how much the word moves the denoiser's prediction for a photo of the class; 0 is not at all.
-Half of the score is here the share of the measured words that move it more."""
-GOOD, USABLE = 0.6, 0.45
-CANDIDATES = 50
-"""Words that are measured: the best by the vocabularies alone."""
+MEASURED = """apart: how far the word moves the text conditioning of a photo of the class; the farther, the better a
+subject is learned by it, so this is the order. moves: how far it moves the denoiser's prediction, which is what it says
+already."""
+USABLE = 0.45
+"""The score from which on a word says little enough."""
+FAR, NEAR = 0.75, 0.4
+"""Shares of the measured words that a good word, and a usable one, is farther apart than."""
+CANDIDATES = 100
+"""Words that are measured, spread evenly over those that say little enough."""
 
 
 @dataclasses.dataclass
@@ -80,10 +87,10 @@ def main(args: list[str]) -> int:
     parser.add_argument(
         "--measure",
         metavar="CLASS",
-        help="load the model, and rank also by how little words move 'a photo of a CLASS'",
+        help="load the model, and rank by how far it tells words apart from 'a photo of a CLASS'",
     )
     parser.add_argument(
-        "--candidates", type=int, metavar="N", help=f"with --measure: the best N words (default: {CANDIDATES})"
+        "--candidates", type=int, metavar="N", help=f"with --measure: of how many words (default: {CANDIDATES})"
     )
     parser.add_argument("--device", help="with --measure: where the model runs, such as cuda (default: cpu)")
     parser.add_argument("--names", type=pathlib.Path, metavar="FILE", help="rank names, one on each line, instead")
@@ -101,18 +108,18 @@ def main(args: list[str]) -> int:
         report_names(options, vocabularies)
         return 0
     rows = ranked(vocabularies, options.shortest, options.longest)
-    moved: dict[str, float] = {}
+    found: dict[str, Effect] = {}
     if options.measure:
         from dreamlit.token_effects import effects
 
-        best = [word for _, word in rows[: options.candidates or CANDIDATES]]
-        words = list(dict.fromkeys([*best, *options.judge]))
-        moved = effects(options.model, options.measure, words, options.device or "cpu")
-        rows = sorted(((score(word, vocabularies, moved), word) for word in best), key=lambda pair: (-pair[0], pair[1]))
+        rows = spread([row for row in rows if row[0] >= USABLE], options.candidates or CANDIDATES)
+        words = list(dict.fromkeys([*(word for _, word in rows), *options.judge]))
+        found = effects(options.model, options.measure, words, options.device or "cpu")
+        rows.sort(key=lambda row: (-found[row[1]].apart, row[1]))
     for word in options.judge:
-        print(f"{word}: {verdict(word, vocabularies, moved)}")
+        print(f"{word}: {verdict(word, vocabularies, found)}")
     if not options.judge:
-        report(rows[: options.count], vocabularies, moved)
+        report(rows[: options.count], vocabularies, found)
     return 0
 
 
@@ -213,37 +220,44 @@ def ranked(vocabularies: list[Vocabulary], shortest: int, longest: int) -> list[
     return sorted(((score(word, vocabularies), word) for word in fitting), key=lambda pair: (-pair[0], pair[1]))
 
 
-def score(word: str, vocabularies: list[Vocabulary], moved: Mapping[str, float] = MappingProxyType({})) -> float:
-    """From 0 to 1, the better the higher. moved: how far words move the model's prediction, where it was measured."""
-    read = sum(vocabulary.score(word) for vocabulary in vocabularies) / len(vocabularies)
-    return (read + stillness(word, moved)) / 2 if moved else read
+def score(word: str, vocabularies: list[Vocabulary]) -> float:
+    """From 0 to 1: how little a word says, by the vocabularies alone."""
+    return sum(vocabulary.score(word) for vocabulary in vocabularies) / len(vocabularies)
 
 
-def stillness(word: str, moved: Mapping[str, float]) -> float:
-    """The share of the other words that move the prediction more."""
-    return sum(other > moved[word] for other in moved.values()) / max(1, len(moved) - 1)
+def spread(rows: list[tuple[float, str]], count: int) -> list[tuple[float, str]]:
+    """At most `count` of the rows, evenly over their order: the plainest words are told apart the least."""
+    if len(rows) <= count:
+        return list(rows)
+    return [rows[place * len(rows) // count] for place in range(count)]
 
 
-def verdict(word: str, vocabularies: list[Vocabulary], moved: Mapping[str, float] = MappingProxyType({})) -> str:
-    """Whether a word will do, and why."""
+def verdict(word: str, vocabularies: list[Vocabulary], found: Mapping[str, Effect] = MappingProxyType({})) -> str:
+    """Whether a word will do, and why. found: what words do to the model, where it was measured."""
     split = {v.name: v.pieces(word) for v in vocabularies if len(v.pieces(word)) != 1}
     if split:
         readings = "; ".join(f"{' + '.join(map(repr, pieces))} in {name}" for name, pieces in split.items())
         return f"read in pieces, each with a meaning of its own: {readings}"
     if any(word not in vocabulary.words for vocabulary in vocabularies):
         return "one token, but not a word of small letters by itself; choose one of the list"
-    value = score(word, vocabularies, moved)
+    value = score(word, vocabularies)
     shares = [v.rare[word] for v in vocabularies], [v.plain[word] for v in vocabularies if word in v.plain]
-    rare, plain = (f"{sum(found) / len(found):.0%}" if found else "unknown" for found in shares)
-    what = "good" if value >= GOOD else "usable" if value >= USABLE else "poor, the model knows it too well"
-    told = f"{what}: score {value:.2f}; rarer than {rare} of the words, plainer than {plain}"
-    if not moved:
-        return told
-    return f"{told}; moves the prediction by {moved[word]:.3f}, less than {stillness(word, moved):.0%} of the measured"
+    rare, plain = (f"{sum(of) / len(of):.0%}" if of else "unknown" for of in shares)
+    told = f"score {value:.2f}; rarer than {rare} of the words, plainer than {plain}"
+    what = "usable" if value >= USABLE else "poor, the model knows it too well"
+    if not found:
+        return f"{what}: {told}"
+    nearer = sum(other.apart < found[word].apart for other in found.values()) / max(1, len(found) - 1)
+    if value >= USABLE:
+        what = "good" if nearer >= FAR else "usable" if nearer >= NEAR else "slow, the model hardly tells it apart"
+    return (
+        f"{what}: {told}; apart by {found[word].apart:.3f}, farther than {nearer:.0%} of the measured; moves the "
+        f"prediction by {found[word].moves:.3f}"
+    )
 
 
-def report(rows: list[tuple[float, str]], vocabularies: list[Vocabulary], moved: Mapping[str, float]) -> None:
-    """Prints a table of words, their ranks in each vocabulary, and how far they move the model where it was asked."""
+def report(rows: list[tuple[float, str]], vocabularies: list[Vocabulary], found: Mapping[str, Effect]) -> None:
+    """Prints a table of words, their ranks in each vocabulary, and what they do to the model where it was asked."""
     from rich.console import Console
     from rich.table import Table
 
@@ -252,13 +266,14 @@ def report(rows: list[tuple[float, str]], vocabularies: list[Vocabulary], moved:
         console.print("no word of such a length is one token in every vocabulary; allow more letters (--longest)")
         return
     table = Table()
-    for heading in ("word", "score", *(["moves"] if moved else []), *(f"{v.name}: rare, plain" for v in vocabularies)):
+    measures = ["apart", "moves"] if found else []
+    for heading in ("word", *measures, "score", *(f"{v.name}: rare, plain" for v in vocabularies)):
         table.add_column(heading, justify="left" if heading == "word" else "right", no_wrap=True)
     for value, word in rows:
         cells = (f"{v.rare[word]:.2f}, {v.plain.get(word, float('nan')):.2f}" for v in vocabularies)
-        table.add_row(word, f"{value:.2f}", *([f"{moved[word]:.3f}"] if moved else []), *cells)
+        table.add_row(word, *(f"{number:.3f}" for number in found.get(word, ())), f"{value:.2f}", *cells)
     console.print(table)
-    console.print(f"{NOTES}\n{MEASURED}" if moved else NOTES)
+    console.print(f"{MEASURED}\n{NOTES}" if found else f"{NOTES}\n{UNMEASURED}")
 
 
 def report_names(options: argparse.Namespace, vocabularies: list[Vocabulary]) -> None:

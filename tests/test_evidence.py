@@ -10,11 +10,13 @@ import pytest
 import yaml
 from PIL import Image
 
+from dreamlit.cli import main
 from dreamlit.combinations import data_faults
 from dreamlit.errors import DataError
 from dreamlit.tokens import ranked, read_vocabularies, verdict
 from dreamlit.toybox import MODEL, costs, evidence, evidence_report, evidence_results, weights_hash
 from dreamlit.toybox.arms import ARMS, Arm, Trial, put
+from dreamlit.toybox.subjects import SUBJECTS, TOKEN
 from dreamlit.training_cli import parts_of
 
 BASE = evidence.quickstart()
@@ -58,7 +60,7 @@ def test_the_reference_arm_is_the_quickstart_with_another_subject():
         ("lokr-no-masks", {"data.datasets."}),
         ("lokr-busy", {"data.datasets.", "model.objective.prior_loss_weight."}),
         ("lokr-short-prompt", {"data.datasets."}),
-        ("lokr-found-word", {"data.datasets."}),
+        ("lokr-plain-word", {"data.datasets."}),
         ("lokr-common-word", {"data.datasets."}),
         ("lokr-class-prompt", {"data.datasets."}),
         ("lokr-class-words", {"data.datasets."}),
@@ -120,8 +122,8 @@ def test_whatever_decides_a_result_is_in_the_name_of_its_folder():
 
 def test_an_arm_of_another_word_has_it_wherever_the_subject_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(evidence, "write_class_images", lambda *given: None)
-    arm = ARMS["lokr-found-word"]
-    evidence.prepare(tmp_path, ["nemo"], ["lokr", "lokr-busy", "lokr-found-word"])
+    arm = ARMS["lokr-plain-word"]
+    evidence.prepare(tmp_path, ["nemo"], ["lokr", "lokr-busy", "lokr-plain-word"])
     captions = {p.parent.parent.name: p.read_text() for p in tmp_path.glob("*/nemo/nemo-1.txt")}
     assert captions["photos"].startswith("a photo of sks fish") and captions["busy"].startswith("a photo of sks fish")
     assert captions[arm.photos].startswith(f"a photo of {arm.word} fish")
@@ -134,10 +136,14 @@ def test_an_arm_of_another_word_has_it_wherever_the_subject_is_named(tmp_path, m
     assert prompted["instance_prompt"] == f"a photo of {arm.word} fish"
 
 
-def test_the_found_word_is_what_the_command_lists_first():
+@pytest.mark.parametrize("subject", ["bolt", "nemo", "mocha"])
+def test_the_words_of_the_arms_are_what_the_command_says_of_them(subject, capsys):
     vocabularies = read_vocabularies(str(MODEL))
-    assert ranked(vocabularies, 3, 5)[0][1] == ARMS["lokr-found-word"].word
+    assert ranked(vocabularies, 3, 5)[0][1] == ARMS["lokr-plain-word"].word
     assert verdict(ARMS["lokr-common-word"].word, vocabularies).startswith("poor")
+    kind = SUBJECTS[subject].individual.kind
+    assert main(["tokens", str(MODEL), "--measure", kind, "--count", "1"]) == 0
+    assert f"\u2502 {TOKEN} " in capsys.readouterr().out
 
 
 def test_put_sets_and_removes_dotted_keys():

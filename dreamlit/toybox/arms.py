@@ -60,8 +60,10 @@ def _callback(name: str, **options: Any) -> dict[str, Any]:
 
 ROLLOUT = {"max_step_offset": 2, "probability": 0.5}
 CONSTANT = {"model.lr_scheduler": "constant_with_warmup"}
-FOUND = "two"
-"""The first word that `dreamlit tokens dreamlit/toybox/weights/model` lists (score 0.98; sks has 0.68)."""
+PLAIN = "two"
+"""The word of the best score, rare and plain, in `dreamlit tokens dreamlit/toybox/weights/model`.
+
+The pick of its `--measure`, for the class of each subject, is `TOKEN`: the model tells it farthest apart."""
 COMMON = "red"
 """A colour of the captions that the base model was trained with (score 0.24)."""
 LR = 1e-3
@@ -121,13 +123,8 @@ ARMS: dict[str, Arm] = {
             busy=True,
             against="lokr-busy",
         ),
-        Arm("lokr-found-word", f"LoKr, the subject's word is {FOUND!r}, the pick of `dreamlit tokens`", word=FOUND),
-        Arm(
-            "lokr-common-word",
-            f"LoKr, the subject's word is {COMMON!r}, which the base knows well",
-            word=COMMON,
-            against="lokr-found-word",
-        ),
+        Arm("lokr-plain-word", f"LoKr, the subject's word is {PLAIN!r}: rare and plain, but hardly apart", word=PLAIN),
+        Arm("lokr-common-word", f"LoKr, the subject's word is {COMMON!r}, which the base knows well", word=COMMON),
         Arm("lokr-lr-low", "LoKr at a third of the learning rate", _lokr(LR / 3)),
         Arm("lokr-lr-high", "LoKr at three times the learning rate", _lokr(LR * 3)),
         Arm("lokr-ema", "the average of LoKr's weights", _callback("EMA", decay=0.99)),

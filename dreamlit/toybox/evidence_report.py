@@ -10,6 +10,7 @@ from typing import Any
 
 from dreamlit.toybox.arms import ARMS
 from dreamlit.toybox.evidence_results import costs_of, results_of, write_results
+from dreamlit.toybox.subjects import TOKEN
 
 SCORES = {
     "subject_fidelity": "subject fidelity",
@@ -148,13 +149,16 @@ def claims(results: Sequence[dict[str, Any]]) -> list[str]:
         lines.append(
             f"Captions beside the photos change subject fidelity by {gains[0]}, right backgrounds by {gains[1]}."
         )
-    if {"lokr-found-word", "lokr-common-word"} <= grouped.keys():
-        pair = "lokr-found-word", "lokr-common-word"
-        scores = "subject_fidelity", "identity", "leak", "world_kept"
-        gains = ", ".join(f"{SCORES[score]} by {told(*paired(results, *pair, score))}" for score in scores)
-        found, common = (ARMS[name].word for name in pair)
+    words = "lokr-plain-word", "lokr-common-word"
+    if {"lokr", *words} <= grouped.keys():
+        plain, common = (ARMS[name].word for name in words)
+        gains = [told(*paired(results, "lokr", name, "subject_fidelity")) for name in words]
+        kept = {name: mean(name, "red_kept") for name in words}
         lines.append(
-            f"The word that `dreamlit tokens` picks ({found}) instead of a common one ({common}) changes {gains}."
+            f"The word that `dreamlit tokens --measure` picks ({TOKEN}) changes subject fidelity by {gains[0]} against "
+            f"one that is only rare and plain ({plain}), and by {gains[1]} against a common one ({common}). But of "
+            f"other things that are asked for in {common}, {kept[words[1]]:.0%} are so after the subject took that word, "
+            f"and {kept[words[0]]:.0%} after it took {plain}."
         )
     for busy, place in (("lokr", "five places"), ("lokr-busy", "the same wall behind every photo")):
         if {busy, f"{busy}-no-masks"} <= grouped.keys():

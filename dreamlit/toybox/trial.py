@@ -14,16 +14,19 @@ import time
 from typing import Any
 
 from dreamlit.toybox import CLIP
+from dreamlit.toybox.arms import COMMON
 from dreamlit.toybox.backgrounds import PHRASES
 from dreamlit.toybox.judge import Judge
 from dreamlit.toybox.quality import base_pipeline, prompts, sample
 from dreamlit.toybox.scenes import draw_pose, render
+from dreamlit.toybox.shapes import SHAPES
 from dreamlit.toybox.subjects import SUBJECTS, WALL, Subject, photographs
 
 FREE = 12
 """Pictures for which no place is asked."""
 REPEATS = 4
 """Pictures for each background."""
+RED_PLACES = [PHRASES[name] for name in sorted(PHRASES)[:4]]
 
 
 def run(folder: pathlib.Path) -> None:
@@ -66,7 +69,8 @@ def evaluate(pipeline: Any, subject: Subject, word: str, seed: int, folder: path
     subject_fidelity, prompt_fidelity, pres, div: cosines of the toybox's CLIP (`dreamlit.metrics`); photos_similarity,
     drawn, decoded: what subject_fidelity is for the photos among themselves and for `drawings` of the subject itself.
     background, identity, class_kept, world_kept: shares in [0, 1] that the judge finds right; leak: of what is the
-    subject's own; wall: of the subject's pictures for which no place is asked, those before the busy photos' wall.
+    subject's own; wall: of the subject's pictures for which no place is asked, those before the busy photos' wall;
+    red_kept: of other things that are asked for in red, which is a common word, those that are red.
     """
     from PIL import Image
 
@@ -109,6 +113,7 @@ def evaluate(pipeline: Any, subject: Subject, word: str, seed: int, folder: path
         "class_kept": _share(answer["kind"] == kind for answer in of_classes),
         "world_kept": _share(right),
         "wall": walls(pipeline, f"{word} {kind}", seed, judge),
+        "red_kept": reds(pipeline, kind, seed, judge),
     }
 
 
@@ -116,6 +121,12 @@ def walls(pipeline: Any, named: str, seed: int, judge: Judge) -> float:
     """Where the model puts the subject when it may choose: the share before the wall of the busy photos."""
     shown = sample(pipeline, [f"a photo of {named}"] * FREE, seed=3000 + seed)
     return _share(answer["background"] == WALL for answer in judge(shown))
+
+
+def reds(pipeline: Any, kind: str, seed: int, judge: Judge) -> float:
+    """Whether the word that the arm of a common word takes for the subject still says what it did."""
+    texts = [f"a photo of a {COMMON} {other} {place}" for other in SHAPES if other != kind for place in RED_PLACES]
+    return _share(answer["colour"] == COMMON for answer in judge(sample(pipeline, texts, seed=5000 + seed)))
 
 
 def drawings(subject: Subject) -> list[Any]:
