@@ -2,14 +2,16 @@
 
 import json
 import shutil
+from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from dreamlit.cli import main
 from dreamlit.errors import ModelError
 from dreamlit.token_effects import effects
-from dreamlit.tokens import ranked, read_vocabularies, score, verdict
+from dreamlit.tokens import USABLE, ranked, read_vocabularies, score, spread, verdict
 from dreamlit.toybox import CLIP, MODEL
 from dreamlit.toybox.scenes import draw_scene
 
@@ -34,7 +36,7 @@ def test_rarer_and_plainer_words_come_first(toybox):
     found = ranked(toybox, 3, 5)
     assert found == sorted(found, key=lambda pair: (-pair[0], pair[1])) and len(found) > 20
     assert score("sks", toybox) > max(score(word, toybox) for word in ("robot", "fish", "grass", "red"))
-    assert verdict("sks", toybox).startswith("good") and verdict("robot", toybox).startswith("poor")
+    assert verdict("sks", toybox).startswith("usable") and verdict("robot", toybox).startswith("poor")
 
 
 def test_a_word_in_pieces_is_told_with_its_pieces(toybox):
@@ -99,27 +101,44 @@ def test_broken_models_are_named(tmp_path):
 
 
 def test_words_that_the_base_knows_move_its_prediction_more_than_words_that_say_nothing():
-    moved = effects(str(MODEL), "robot", ["zwx", "two", "red", "house"])
-    assert max(moved["zwx"], moved["two"]) < 0.1 < 0.3 < min(moved["red"], moved["house"])
-    assert effects(str(MODEL), "robot", ["two"]) == {"two": pytest.approx(moved["two"], rel=1e-4)}
+    found = effects(str(MODEL), "robot", ["zwx", "two", "red", "house"])
+    moves = {word: effect.moves for word, effect in found.items()}
+    assert max(moves["zwx"], moves["two"]) < 0.1 < 0.3 < min(moves["red"], moves["house"])
+    assert effects(str(MODEL), "robot", ["two"])["two"] == pytest.approx(found["two"], rel=1e-4)
 
 
-def test_measured_words_are_ranked_by_how_little_they_move_the_model_too(capsys):
-    assert main(["tokens", str(MODEL), "--measure", "robot", "--candidates", "6", "--judge", "red", "zwx"]) == 0
-    red, zwx = (line for line in capsys.readouterr().out.splitlines() if line.startswith(("red", "zwx")))
-    assert red.startswith("red: poor") and "less than 0% of the measured" in red
-    assert zwx.startswith("zwx: good") and "moves the prediction by 0.0" in zwx
-    assert main(["tokens", str(MODEL), "--measure", "robot", "--candidates", "6"]) == 0
+def test_apart_is_how_far_the_words_embeddings_are_from_those_of_none():
+    from diffusers import StableDiffusionPipeline
+
+    found = effects(str(MODEL), "fish", ["sks", "vlp", "a"])
+    pipe: Any = StableDiffusionPipeline.from_pretrained(MODEL, torch_dtype=torch.float32)
+    with torch.no_grad():
+        plain, *named = (
+            pipe.encode_prompt(f"a photo of {word} fish", "cpu", 1, False)[0] for word in ("a", "sks", "vlp")
+        )
+    for word, embeds in zip(("sks", "vlp"), named, strict=True):
+        assert found[word].apart == pytest.approx(float((embeds - plain).norm() / plain.norm()), rel=1e-4)
+    assert found["a"] == (0, 0) and found["sks"].apart > 1.5 * found["vlp"].apart
+
+
+def test_measured_words_are_ranked_by_how_far_they_are_told_apart(capsys):
+    assert main(["tokens", str(MODEL), "--measure", "robot", "--judge", "red", "sks", "vlp"]) == 0
+    told = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines() if ": " in line)
+    assert told["red"].startswith("poor") and told["sks"].startswith("good") and told["vlp"].startswith("slow")
+    assert "farther than 98% of the measured; moves the prediction by 0.1" in told["sks"]
+    assert main(["tokens", str(MODEL), "--measure", "robot", "--candidates", "9"]) == 0
     told = capsys.readouterr().out
-    lines = [line.split("│")[1:-1] for line in told.splitlines() if line.startswith("│")]
+    lines = [line.split("\u2502")[1:-1] for line in told.splitlines() if line.startswith("\u2502")]
     rows = [[cell.strip() for cell in line] for line in lines]
-    plain = {word: value for value, word in ranked(read_vocabularies(str(MODEL)), 3, 5)[:6]}
-    moves = {row[0]: float(row[2]) for row in rows}
-    assert moves.keys() == plain.keys() and "moves:" in told
-    for word, value, *_ in rows:
-        still = sum(other > moves[word] for other in moves.values()) / 5
-        assert float(value) == pytest.approx((plain[word] + still) / 2, abs=0.006)
-    assert [float(row[1]) for row in rows] == sorted((float(row[1]) for row in rows), reverse=True)
+    apart = [float(row[1]) for row in rows]
+    assert len(rows) == 9 and apart == sorted(apart, reverse=True) and "apart:" in told
+    assert all(float(row[3]) >= USABLE for row in rows)
+
+
+def test_measured_words_are_spread_over_all_that_say_little():
+    rows = [(place / 100, str(place)) for place in range(100, 0, -1)]
+    some = spread(rows, 10)
+    assert some == rows[::10] and spread(rows, 200) == rows and spread([], 3) == []
 
 
 def test_a_model_of_no_known_family_is_not_measured(tmp_path, capsys):
@@ -132,8 +151,8 @@ def test_a_model_of_no_known_family_is_not_measured(tmp_path, capsys):
 
 @pytest.mark.parametrize("name", ["sdxl", "flux_dev"])
 def test_families_with_several_encoders_are_measured_too(family_folders, name):
-    moved = effects(str(family_folders(name)), "dog", ["cat", "sks"])
-    assert set(moved) == {"cat", "sks"} and all(value > 0 for value in moved.values())
+    found = effects(str(family_folders(name)), "dog", ["cat", "sks"])
+    assert set(found) == {"cat", "sks"} and all(min(effect) > 0 for effect in found.values())
 
 
 def named(tmp_path, text="red house\n\n  yellow   car \nred house\nblue fish\n"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import pathlib
+import shlex
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -155,7 +156,8 @@ def data(wish: Wish, saving: Saving) -> Iterator[str]:
     if photos.captioned:
         yield "      caption_strategy: textfile   # each photo has a text beside it; it must name the subject"
     else:
-        yield f"      instance_prompt: {quoted(wish.subject)}   # `dreamlit tokens MODEL --judge {wish.subject_word}`"
+        asked = f"dreamlit tokens MODEL --measure {shlex.quote(wish.class_name)} --judge {wish.subject_word}"
+        yield f"      instance_prompt: {quoted(wish.subject)}   # is that a good word? `{asked}`"
     if wish.masks:
         yield "      conditioning_data: subject-masks"
     if not wish.of_class:

@@ -156,9 +156,9 @@ def claims(results: Sequence[dict[str, Any]]) -> list[str]:
         kept = {name: mean(name, "red_kept") for name in words}
         lines.append(
             f"The word that `dreamlit tokens --measure` picks ({TOKEN}) changes subject fidelity by {gains[0]} against "
-            f"one that is only rare and plain ({plain}), and by {gains[1]} against a common one ({common}). But of "
-            f"other things that are asked for in {common}, {kept[words[1]]:.0%} are so after the subject took that word, "
-            f"and {kept[words[0]]:.0%} after it took {plain}."
+            f"one that is only rare and plain ({plain}), and by {gains[1]} against a common one ({common}). But where "
+            f"the subject took that word, other things that are asked for in {common} are so in {kept[words[1]]:.0%}; "
+            f"where it took {plain}, in {kept[words[0]]:.0%}."
         )
     for busy, place in (("lokr", "five places"), ("lokr-busy", "the same wall behind every photo")):
         if {busy, f"{busy}-no-masks"} <= grouped.keys():
