@@ -284,6 +284,20 @@ def test_the_report_tells_what_the_results_say(tmp_path, capsys):
     assert "report:" in capsys.readouterr().out
 
 
+def test_the_report_tells_what_a_word_for_the_subject_brings_and_costs():
+    scores = {"lokr": (0.3, 0.9), "lokr-plain-word": (0.2, 0.95), "lokr-common-word": (0.35, 0.5)}
+    results = [
+        result(arm, "nemo", seed, subject_fidelity=fidelity, red_kept=kept)
+        for arm, (fidelity, kept) in scores.items()
+        for seed in range(3)
+    ]
+    (said,) = evidence_report.claims(results)
+    assert "(sks) changes subject fidelity by **+0.100 ± 0.000** against one that is only rare and plain (two)" in said
+    assert "by **-0.050 ± 0.000** against a common one (red)" in said
+    assert "are so in 50%; where it took two, in 95%" in said
+    assert not evidence_report.claims([one for one in results if one["arm"] != "lokr"])
+
+
 def test_a_report_is_extended_without_running_again_what_it_holds(tmp_path, monkeypatch):
     """Elsewhere, where the trials' folders and pictures are gone."""
     base, known = evidence.quickstart(), evidence.facts()
