@@ -263,7 +263,9 @@ def report(rows: list[tuple[float, str]], vocabularies: list[Vocabulary], found:
 
     console = Console(width=None if Console().is_terminal else 120)
     if not rows:
-        console.print("no word of such a length is one token in every vocabulary; allow more letters (--longest)")
+        console.print(
+            "no word of such a length is one token everywhere and says little; allow more letters (--longest)"
+        )
         return
     table = Table()
     measures = ["apart", "moves"] if found else []
