@@ -32,9 +32,8 @@ EMBEDDINGS = ("token_embedding.weight", "shared.weight", "embed_tokens.weight", 
 """Ends of the names of tensors that have a row for each token."""
 WHOLE_WORD = {"</w>": str.removesuffix, "\u2581": str.removeprefix, "\u0120": str.removeprefix}
 """How vocabularies mark a word by itself (CLIP; sentencepiece; byte pairs), and how to take the mark off."""
-MEASURED = """apart: how far the word moves the text conditioning of a photo of the class; the farther, the better a
-subject is learned by it, so this is the order. moves: how far it moves the denoiser's prediction, which is what it says
-already."""
+MEASURED = """apart: how far the word moves the text conditioning of a photo of the class. The farther, the better a
+subject is learned by it, so it is the order. moves: how far it moves the prediction, which is what it says already."""
 USABLE = 0.45
 """The score from which on a word says little enough."""
 FAR, NEAR = 0.75, 0.4
