@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import pathlib
+import threading
 
 import numpy as np
 import pytest
@@ -336,9 +337,13 @@ def test_a_bench_that_is_stopped_loses_no_finished_trial_and_no_other_result(tmp
     base, known = evidence.quickstart(), evidence.facts()
     first, second = (Trial(ARMS["lokr"], "nemo", seed, 400).name(base, known) for seed in range(2))
 
+    failed = threading.Event()
+
     def run_trial(trial, name, work, base):
         if name == second:
+            failed.set()
             raise DataError("it failed")
+        assert failed.wait(60), "the other trial never ran"
         return result("lokr", "nemo", trial.seed, photos_similarity=0.8) | {"folder": name}
 
     monkeypatch.setattr(evidence, "run_trial", run_trial)
@@ -347,7 +352,7 @@ def test_a_bench_that_is_stopped_loses_no_finished_trial_and_no_other_result(tmp
     evidence_report.write_report([old], [], tmp_path / "docs", tmp_path, "command", known)
     words = ["--work", str(tmp_path), "--output", str(tmp_path / "docs"), "--subjects", "nemo", "--arms", "lokr"]
     with pytest.raises(DataError, match="it failed"):
-        evidence.main([*words, "--seeds", "2", "--jobs", "1"])
+        evidence.main([*words, "--seeds", "2", "--jobs", "2"])
     assert set(evidence_results.results_of(tmp_path / "docs")) == {"of-another-arm", first}
     assert "| base |" in (tmp_path / "docs" / "README.md").read_text()
     evidence.main([*words, "--seeds", "1"])

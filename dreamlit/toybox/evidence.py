@@ -96,20 +96,32 @@ def run_trial(trial: Trial, name: str, work: pathlib.Path, base: Mapping[str, An
 
 
 def run_all(trials: list[Trial], work: pathlib.Path, jobs: int, output: pathlib.Path) -> list[dict[str, Any]]:
-    """The results of the trials; those that the report in `output` has not are made, and kept there one by one."""
+    """The results of the trials; those that the report in `output` has not are made, and kept there one by one.
+
+    Raises:
+        DataError: when a trial fails: those that wait are dropped, those that run are waited for and kept.
+    """
     base, known, reported = quickstart(), facts(), results_of(output)
     names = {trial.name(base, known): trial for trial in trials}
     results = [reported[name] for name in names if name in reported]
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
         left = {name: trial for name, trial in names.items() if name not in reported}
         waiting = [pool.submit(run_trial, trial, name, work, base) for name, trial in left.items()]
+        failures = []
         try:
             for one in tqdm(concurrent.futures.as_completed(waiting), "trials", total=len(waiting)):
-                results.append(one.result())
-                keep(output, results[-1])
+                if not one.cancelled() and one.exception() is None:
+                    results.append(one.result())
+                    keep(output, results[-1])
+                elif not one.cancelled():
+                    failures.append(one.exception())
+                    for other in waiting:
+                        other.cancel()
         except BaseException:
             pool.shutdown(cancel_futures=True)  # what is running ends by itself, and is found again in `work`
             raise
+    if failures:
+        raise failures[0]
     order = {(t.arm.name, t.subject, t.seed): i for i, t in enumerate(trials)}
     return sorted(results, key=lambda r: order[(r["arm"], r["subject"], r["seed"])])
 
