@@ -153,7 +153,7 @@ class ValidationPreview(Callback):
         family: Any = pl_module.family
         self.sampling = self.sampling.of(family)
         pictures = [Picture("", 0, *size) for size in self.sizes]
-        for line in (*self.sampling.model_faults(family), *size_faults(pictures, family.side_multiple)):
+        for line in (*self.sampling.model_faults(family), *size_faults(pictures, family.drawn_multiple)):
             faults.add(line)
         callbacks: list[Any] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
         if "ema" in (self.models or []) and not any(isinstance(c, EMA) and "preview" in c.use_for for c in callbacks):

@@ -133,7 +133,7 @@ class RunReport(Callback):
         for line in (
             *prompt_faults(family),
             *self.sampling.model_faults(family),
-            *size_faults([Picture("", 0, **self.size)], family.side_multiple),
+            *size_faults([Picture("", 0, **self.size)], family.drawn_multiple),
         ):
             faults.add(line)
         for path in photo_files(self.photos):

@@ -170,7 +170,7 @@ def refuse_misfits(model: DreamBooth, wish: Wish, count: int) -> None:
     faults = Faults("these class images cannot be made", ConfigError)
     drawn = [Picture("", 0, width, height) for width, height in sorted(set(wish.sizes))]
     lines = (*prompt_faults(model.family), *wish.sampling.faults(), *wish.sampling.model_faults(model.family))
-    for line in (*lines, *text_faults("prompt", list(wish.prompts)), *size_faults(drawn, model.family.side_multiple)):
+    for line in (*lines, *text_faults("prompt", list(wish.prompts)), *size_faults(drawn, model.family.drawn_multiple)):
         faults.add(line)
     for name, value in {"count": count, "batch_size": wish.batch_size}.items():
         if value < 1:

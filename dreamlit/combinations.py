@@ -122,11 +122,11 @@ def bare_denoiser(family: Family) -> Any:
 def data_faults(model: DreamBooth, data: DreamBoothData) -> list[str]:
     faults = []
     with contextlib.suppress(ModelError):  # of a model that cannot be read; `check_model` follows and says it whole
-        multiple = model.family.side_multiple
+        drawn = data.class_images is not None
+        multiple = model.family.drawn_multiple if drawn else model.family.side_multiple
         if data.alignment % multiple:
-            faults.append(
-                f"data.aspect_bucket_alignment is {data.alignment}; this model needs a multiple of {multiple} pixels"
-            )
+            needed = f"{'to draw data.class_images ' if drawn else ''}this model needs a multiple of {multiple} pixels"
+            faults.append(f"data.aspect_bucket_alignment is {data.alignment}; {needed}")
     objective: Any = model.objective
     regularisation = data.class_images is not None
     regularisation |= any(getattr(spec, "role", None) == Role.REGULARISATION for spec in data.specs)

@@ -188,7 +188,7 @@ def sample_again(trainer: Any, model: DreamBooth, path: pathlib.Path, adapter: s
 def refuse_misfits(model: DreamBooth, drawn: list[Picture], sampling: Sampling) -> None:
     faults = Faults("this model cannot make these images", CombinationError)
     own = prompt_faults(model.family)
-    for line in (*own, *sampling.model_faults(model.family), *size_faults(drawn, model.family.side_multiple)):
+    for line in (*own, *sampling.model_faults(model.family), *size_faults(drawn, model.family.drawn_multiple)):
         faults.add(line)
     faults.raise_if_any()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from dreamlit.errors import ModelError
@@ -18,6 +19,11 @@ class LatentDiffusion(DDPM):
 
     layers_left_out: ClassVar[int] = 0
     """Layers at the end of each text encoder that the family never uses."""
+
+    @property
+    def drawn_multiple(self) -> int:
+        """As for training, and 8, which diffusers' pipelines demand whatever the autoencoder."""
+        return math.lcm(self.side_multiple, 8)
 
     def __init__(
         self,

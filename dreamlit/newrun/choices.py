@@ -66,7 +66,7 @@ class Sizes:
 
 def choose_sizes(family: Family, photos: Photos, asked: int | None) -> Sizes:
     """The training size: the model's own, or the photos' where they are smaller."""
-    native, multiple = native_side(family), family.side_multiple
+    native, multiple = native_side(family), family.drawn_multiple
     if asked:
         side, reason = asked, "as asked for"
     elif photos.usual_side < native:
