@@ -121,15 +121,14 @@ def bare_denoiser(family: Family) -> Any:
 
 def data_faults(model: DreamBooth, data: DreamBoothData) -> list[str]:
     faults = []
+    drawn = data.class_images is not None
     with contextlib.suppress(ModelError):  # of a model that cannot be read; `check_model` follows and says it whole
-        drawn = data.class_images is not None
         multiple = model.family.drawn_multiple if drawn else model.family.side_multiple
         if data.alignment % multiple:
             needed = f"{'to draw data.class_images ' if drawn else ''}this model needs a multiple of {multiple} pixels"
             faults.append(f"data.aspect_bucket_alignment is {data.alignment}; {needed}")
     objective: Any = model.objective
-    regularisation = data.class_images is not None
-    regularisation |= any(getattr(spec, "role", None) == Role.REGULARISATION for spec in data.specs)
+    regularisation = drawn or any(getattr(spec, "role", None) == Role.REGULARISATION for spec in data.specs)
     masked = any(
         getattr(spec, "conditioning_data", None) or getattr(spec, "alpha", None) == "mask" for spec in data.specs
     )

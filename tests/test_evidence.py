@@ -144,7 +144,7 @@ def test_the_words_of_the_arms_are_what_the_command_says_of_them(subject, capsys
     assert verdict(ARMS["lokr-common-word"].word, vocabularies).startswith("poor")
     kind = SUBJECTS[subject].individual.kind
     assert main(["tokens", str(MODEL), "--measure", kind, "--count", "1"]) == 0
-    assert f"\u2502 {TOKEN} " in capsys.readouterr().out
+    assert f"│ {TOKEN} " in capsys.readouterr().out
 
 
 def test_put_sets_and_removes_dotted_keys():
@@ -336,7 +336,6 @@ def test_a_report_is_extended_without_running_again_what_it_holds(tmp_path, monk
 def test_a_bench_that_is_stopped_loses_no_finished_trial_and_no_other_result(tmp_path, monkeypatch):
     base, known = evidence.quickstart(), evidence.facts()
     first, second = (Trial(ARMS["lokr"], "nemo", seed, 400).name(base, known) for seed in range(2))
-
     failed = threading.Event()
 
     def run_trial(trial, name, work, base):

@@ -128,7 +128,7 @@ def test_measured_words_are_ranked_by_how_far_they_are_told_apart(capsys):
     assert "farther than 98% of the measured; moves the prediction by 0.1" in told["sks"]
     assert main(["tokens", str(MODEL), "--measure", "robot", "--candidates", "9"]) == 0
     told = capsys.readouterr().out
-    lines = [line.split("\u2502")[1:-1] for line in told.splitlines() if line.startswith("\u2502")]
+    lines = [line.split("│")[1:-1] for line in told.splitlines() if line.startswith("│")]
     rows = [[cell.strip() for cell in line] for line in lines]
     apart = [float(row[1]) for row in rows]
     assert len(rows) == 9 and apart == sorted(apart, reverse=True) and "apart:" in told

@@ -130,11 +130,6 @@ class Family(Drawing, ABC):
         return self.stride * self.patch
 
     @property
-    def drawn_multiple(self) -> int:
-        """Pixels that both sides of an image that it draws must be a multiple of. Errors: as `stride`."""
-        return self.side_multiple
-
-    @property
     def denoiser_channels(self) -> int:
         """Channels that the denoiser's configuration names as its input."""
         return self.latent_channels

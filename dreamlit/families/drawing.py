@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 
 class Drawing:
@@ -20,6 +20,16 @@ class Drawing:
     """The negative prompt where none is asked for, if the pipeline does not guide without one."""
     drawn_with: ClassVar[str] = ""
     """The option by which a model that draws from photos can draw from prompts."""
+
+    if TYPE_CHECKING:
+
+        @property
+        def side_multiple(self) -> int: ...
+
+    @property
+    def drawn_multiple(self) -> int:
+        """Pixels that both sides of a drawn image must be a multiple of. Errors: as `Family.stride`."""
+        return self.side_multiple
 
     @property
     def before(self) -> Any:

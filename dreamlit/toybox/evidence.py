@@ -110,18 +110,20 @@ def run_all(trials: list[Trial], work: pathlib.Path, jobs: int, output: pathlib.
         failures = []
         try:
             for one in tqdm(concurrent.futures.as_completed(waiting), "trials", total=len(waiting)):
-                if not one.cancelled() and one.exception() is None:
-                    results.append(one.result())
-                    keep(output, results[-1])
-                elif not one.cancelled():
-                    failures.append(one.exception())
+                if one.cancelled():
+                    continue
+                if one.exception():
+                    failures.append(one)
                     for other in waiting:
                         other.cancel()
+                    continue
+                results.append(one.result())
+                keep(output, results[-1])
         except BaseException:
             pool.shutdown(cancel_futures=True)  # what is running ends by itself, and is found again in `work`
             raise
-    if failures:
-        raise failures[0]
+    for one in failures:
+        one.result()  # raises
     order = {(t.arm.name, t.subject, t.seed): i for i, t in enumerate(trials)}
     return sorted(results, key=lambda r: order[(r["arm"], r["subject"], r["seed"])])
 

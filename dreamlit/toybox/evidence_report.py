@@ -153,12 +153,12 @@ def claims(results: Sequence[dict[str, Any]]) -> list[str]:
     if {"lokr", *words} <= grouped.keys():
         plain, common = (ARMS[name].word for name in words)
         gains = [told(*paired(results, "lokr", name, "subject_fidelity")) for name in words]
-        kept = {name: mean(name, "red_kept") for name in words}
+        beside_plain, beside_common = (mean(name, "red_kept") for name in words)
         lines.append(
             f"The word that `dreamlit tokens --measure` picks ({TOKEN}) changes subject fidelity by {gains[0]} against "
             f"one that is only rare and plain ({plain}), and by {gains[1]} against a common one ({common}). But where "
-            f"the subject took that word, other things that are asked for in {common} are so in {kept[words[1]]:.0%}; "
-            f"where it took {plain}, in {kept[words[0]]:.0%}."
+            f"the subject took that word, other things that are asked for in {common} are so in {beside_common:.0%}; "
+            f"where it took {plain}, in {beside_plain:.0%}."
         )
     for busy, place in (("lokr", "five places"), ("lokr-busy", "the same wall behind every photo")):
         if {busy, f"{busy}-no-masks"} <= grouped.keys():
