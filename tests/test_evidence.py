@@ -166,6 +166,18 @@ def test_a_finished_trial_is_not_run_again_and_a_failing_one_says_why(tmp_path, 
     assert not (tmp_path / "trials" / "new" / "result.json").exists()
 
 
+def test_a_trial_that_was_broken_off_begins_anew(tmp_path, monkeypatch):
+    left = tmp_path / "trials" / "broken" / "run" / "checkpoints" / "step-000010.ckpt"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"half of it")
+    program = tmp_path / "python"
+    program.write_text('#!/bin/sh\n[ -e "$3/run" ] && exit 3\necho \'{"arm": "base"}\' > "$3/result.json"\n')
+    program.chmod(0o755)
+    monkeypatch.setattr(evidence.sys, "executable", str(program))
+    trial = Trial(ARMS["base"], "nemo", 0, 30)
+    assert evidence.run_trial(trial, "broken", tmp_path, BASE) == {"arm": "base", "folder": "broken"}
+
+
 def result(arm, subject, seed, seconds=60.0, **scores):
     values = dict.fromkeys([*evidence_report.SCORES, "photos_similarity", "decoded"], 0.5) | scores
     facts = {"arm": arm, "subject": subject, "seed": seed, "steps": 100, "seconds": seconds}

@@ -17,6 +17,7 @@ import importlib.resources
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -65,7 +66,7 @@ def prepare(work: pathlib.Path, subjects: list[str], arms: list[str]) -> None:
 
 
 def run_trial(trial: Trial, name: str, work: pathlib.Path, base: Mapping[str, Any]) -> dict[str, Any]:
-    """The trial's result, from its folder if it was run before.
+    """The trial's result, from its folder if it was run before; one that was broken off there begins anew.
 
     Raises:
         DataError: with the end of its log, when the trial fails.
@@ -73,7 +74,9 @@ def run_trial(trial: Trial, name: str, work: pathlib.Path, base: Mapping[str, An
     folder = work / "trials" / name
     kept = folder / "result.json"
     if not kept.exists():
-        folder.mkdir(parents=True, exist_ok=True)
+        if folder.exists():
+            shutil.rmtree(folder)  # `fit` writes over no run, and seconds of half a run would not be the trial's
+        folder.mkdir(parents=True)
         config = trial.config(base, work)
         config["trainer"]["default_root_dir"] = str(folder / "run")
         (folder / "run.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
