@@ -65,6 +65,10 @@ class Parser(LightningArgumentParser):
         own = cause_of(ex) if ex else None
         raise own or ConfigError(explained(str(message), self, sys.argv[1:])) from ex
 
+    def dump(self, *args: Any, **options: Any) -> str:
+        """As text; what is dumped here was parsed, so that it is not checked again, which was most of the time."""
+        return super().dump(*args, **{"skip_validation": True, **options})
+
 
 class SaveResolvedConfig(SaveConfigCallback):
     """Writes the resolved configuration beside the outputs, as `config.yaml`: any command takes it as --config."""
