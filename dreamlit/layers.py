@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import pathlib
 from typing import Any
 
@@ -81,6 +82,11 @@ def read_config(path: pathlib.Path) -> dict[str, Any]:
             f"{path} must hold keys and values (model:, data:, trainer:, ...), not {type(content).__name__}"
         )
     return content or {}
+
+
+def quoted(text: object) -> str:
+    """A string for a configuration's text, as YAML reads it back: not every string of JSON is the same one there."""
+    return yaml.safe_dump(str(text), default_style='"', allow_unicode=True, width=math.inf).rstrip("\n")
 
 
 def optimizer_class(words: list[str]) -> str:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import pathlib
 import shlex
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-import yaml
-
+from dreamlit.layers import quoted
 from dreamlit.newrun.choices import Saving, Sizes, article, choose_steps, class_images_to_draw
 from dreamlit.quantisation import NO_CHANGE
 
@@ -66,11 +64,6 @@ def written(wish: Wish, saving: Saving, header: list[str]) -> str:
     """The whole file."""
     head = [f"# {line}".rstrip() for line in header]
     return "\n".join([*head, *trainer(wish, saving), *model(wish, saving), *data(wish, saving)]) + "\n"
-
-
-def quoted(text: object) -> str:
-    """As YAML reads it back: not every string of JSON is the same one there."""
-    return yaml.safe_dump(str(text), default_style='"', allow_unicode=True, width=math.inf).rstrip("\n")
 
 
 def trainer(wish: Wish, saving: Saving) -> Iterator[str]:

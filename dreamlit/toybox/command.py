@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import importlib.resources
 import pathlib
+import shlex
 import shutil
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,6 @@ from dreamlit.toybox import CLIP, MODEL, TAESD, WEIGHTS
 if TYPE_CHECKING:
     from dreamlit.toybox.subjects import Subject
 
-CONFIGS = ("quickstart.yaml", "quickstart-lora.yaml", "quickstart-full.yaml")
 EXAMPLES = """example:
   dreamlit toybox
   dreamlit fit --config toybox/quickstart.yaml
@@ -43,33 +42,41 @@ def main(args: list[str]) -> int:
     parser.add_argument("--subject", default="bolt", help="whose photos: bolt, nemo, mocha, teddy, turbo")
     parser.add_argument("--class-images", type=int, default=24, help="how many (default: %(default)s; 0 for none)")
     parser.add_argument("--seed", type=int, default=0, help="of the class images (default: %(default)s)")
-    parser.add_argument("--again", action="store_true", help="make the class images again")
+    parser.add_argument(
+        "--again", action="store_true", help="make the class images again, and write over what was changed"
+    )
     options = parser.parse_args(args[1:])
     from dreamlit.quiet import quieten
-    from dreamlit.toybox.subjects import SUBJECTS, write_photos
+    from dreamlit.toybox.configurations import configurations
+    from dreamlit.toybox.subjects import SUBJECTS, put, write_photos
 
     quieten()
+    if options.class_images < 0:
+        parser.error(f"--class-images is {options.class_images}; allowed: 0 for none, or more")
     if options.subject not in SUBJECTS:
         parser.error(f"there is no subject {options.subject!r}; there are {', '.join(SUBJECTS)}")
     subject, output = SUBJECTS[options.subject], options.output
     try:
         copy_model(output)
-        write_photos(output / "photos", subject)
+        kept = write_photos(output / "photos", subject, replace=options.again)
         print(f"photos: {output / 'photos' / subject.name}, masks beside them")
         if options.class_images:
             folder = output / "class" / subject.individual.kind
             write_class_images(folder, subject, options.class_images, options.seed, options.again)
-        for name in CONFIGS:
-            text = importlib.resources.files("dreamlit.configs").joinpath(name).read_text(encoding="utf-8")
-            (output / name).write_text(text, encoding="utf-8")
+        configs = configurations(subject, output, bool(options.class_images))
+        for name, text in configs.items():
+            if not put(output / name, text.encode(), options.again):
+                kept.append(output / name)
     except OSError as error:
         raise DataError(f"{output} cannot be written: {error}") from error
-    print(f"now: dreamlit fit --config {output / CONFIGS[0]}")
+    if kept:
+        print(f"kept as they are, though not what is written here: {', '.join(map(str, kept))}")
+    print(f"now: dreamlit fit --config {shlex.quote(str(output / next(iter(configs))))}")
     return 0
 
 
 def copy_model(output: pathlib.Path) -> None:
-    """Copies the shipped weights, file by file; equal files are left as they are."""
+    """Copies the shipped weights; files of another content, such as half a copy, are written anew."""
     for source in (MODEL, CLIP, TAESD):
         if not (source / "model_index.json").exists() and not (source / "config.json").exists():
             raise ModelError(f"{source} holds no weights; scripts/make_toybox.py --output {WEIGHTS} makes them")
@@ -84,12 +91,15 @@ def write_class_images(folder: pathlib.Path, subject: Subject, count: int, seed:
     from dreamlit.toybox.quality import base_pipeline, sample
 
     names = [f"{subject.individual.kind}-{seed}-{index:03d}.png" for index in range(count)]
-    if not again and all((folder / name).exists() for name in names):
+    if not again and all((folder / name).with_suffix(end).exists() for name in names for end in (".png", ".txt")):
         print(f"class images: {folder} (there already)")
         return
     places = list(PHRASES.values())
     texts = [f"a photo of a {subject.individual.kind} {places[index % len(places)]}" for index in range(count)]
     for name, text, image in zip(names, texts, sample(base_pipeline(), texts, seed=seed), strict=True):
-        save_image(image, folder / name)
-        (folder / name).with_suffix(".txt").write_text(text + "\n", encoding="utf-8")
+        picture, caption = folder / name, (folder / name).with_suffix(".txt")
+        if again or not picture.exists():
+            save_image(image, picture)
+        if again or not caption.exists():
+            caption.write_text(text + "\n", encoding="utf-8")
     print(f"class images: {folder} ({count}, by the base model)")

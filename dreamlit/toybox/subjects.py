@@ -9,9 +9,11 @@ names) and `bolt.json` (what is on them).
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import io
 import json
 import pathlib
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from PIL import Image
@@ -62,7 +64,7 @@ def photographs(subject: Subject, *, backgrounds: tuple[str, ...] | None = None,
     scenes = []
     for index, background in enumerate(backgrounds or subject.backgrounds):
         rng = np.random.default_rng((subject.individual.genes, index, seed, 7))
-        pose = replace(draw_pose(rng), size=float(rng.uniform(0.34, 0.42)))
+        pose = dataclasses.replace(draw_pose(rng), size=float(rng.uniform(0.34, 0.42)))
         size = PHOTO_SIZES[index % len(PHOTO_SIZES)]
         scenes.append(render(subject.individual, pose, background, int(rng.integers(2**31)), size))
     return scenes
@@ -75,25 +77,42 @@ def write_photos(
     backgrounds: tuple[str, ...] | None = None,
     seed: int = 0,
     word: str = TOKEN,
-) -> None:
-    """Writes photos, captions, masks and the truth. Files that exist are replaced by the same bytes.
+    replace: bool = True,
+) -> list[pathlib.Path]:
+    """Writes photos, captions, masks and the truth; returns those files that were there with another content, and stay.
 
     A caption says where the subject is ("a photo of sks robot on grass"), so that the place is not learned with it.
-    word: the subject's name in the captions.
+    word: the subject's name in the captions. replace: Whether to write over files of another content.
     """
     photos, masks = folder / subject.name, folder / f"{subject.name}_masks"
-    photos.mkdir(parents=True, exist_ok=True)
-    masks.mkdir(exist_ok=True)
-    notes = []
+    notes, files = [], {}
     for index, scene in enumerate(photographs(subject, backgrounds=backgrounds, seed=seed)):
         name = f"{subject.name}-{index + 1}.png"
-        Image.fromarray(scene.picture).save(photos / name)
-        Image.fromarray(scene.mask).save(masks / name)
-        caption = f"a photo of {word} {subject.individual.kind} {PHRASES[scene.background]}"
-        (photos / name).with_suffix(".txt").write_text(caption + "\n", encoding="utf-8")
+        files[photos / name], files[masks / name] = as_png(scene.picture), as_png(scene.mask)
+        caption = f"a photo of {word} {subject.individual.kind} {PHRASES[scene.background]}\n"
+        files[(photos / name).with_suffix(".txt")] = caption.encode()
         notes.append({"file": name, "background": scene.background, "pose": asdict(scene.pose)})
     truth = {"subject": asdict(subject.individual), "photos": notes}
-    (folder / f"{subject.name}.json").write_text(json.dumps(truth, indent=1) + "\n", encoding="utf-8")
+    files[folder / f"{subject.name}.json"] = (json.dumps(truth, indent=1) + "\n").encode()
+    return [path for path, content in files.items() if not put(path, content, replace)]
+
+
+def as_png(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def put(path: pathlib.Path, content: bytes, replace: bool) -> bool:
+    """Writes a file unless it is there; False where another content was, and stays because it is not to be replaced."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    there = path.exists()
+    if there and path.read_bytes() == content:
+        return True
+    if there and not replace:
+        return False
+    path.write_bytes(content)
+    return True
 
 
 def main(arguments: list[str] | None = None) -> None:
