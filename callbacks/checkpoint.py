@@ -53,6 +53,8 @@ class RunCheckpoint(callbacks.Checkpoint):
         self._last_saved_step = 0
         self._inside_window = False
         self._stop_asked = False
+        self.started = False
+        """Whether there was anything left to train."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         every = trainer.val_check_interval
@@ -66,6 +68,7 @@ class RunCheckpoint(callbacks.Checkpoint):
         self.best_score = state_dict["best_score"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.started = True
         self._last_saved_step = trainer.global_step
         every = trainer.val_check_batch
         if self.monitor and every and every != trainer.num_training_batches:  # given as a share of the epoch
@@ -81,6 +84,13 @@ class RunCheckpoint(callbacks.Checkpoint):
         self._hold_stop(trainer)
         step = trainer.global_step
         self._save_if(step % self.every_n_steps == 0 or step == trainer.max_steps or trainer.should_stop, trainer)
+        self._save_before_the_end(trainer)
+
+    def _save_before_the_end(self, trainer: Trainer) -> None:
+        """After SIGTERM: completes the optimizer step in progress, saves it, and lets Lightning break off."""
+        if getattr(trainer, "terminated", False) and not self._inside_window and trainer.world_size == 1:
+            self._save_if(True, trainer)
+            trainer.may_break_off = True  # pyright: ignore[reportAttributeAccessIssue]
 
     def _save_if(self, wanted: bool, trainer: Trainer, final: bool = False) -> None:
         """Saves a step that is not saved yet.
@@ -103,6 +113,7 @@ class RunCheckpoint(callbacks.Checkpoint):
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._hold_stop(trainer)
             self._save_if(trainer.should_stop, trainer)
+            self._save_before_the_end(trainer)
         if not self.monitor or trainer.sanity_checking or (not trainer.training and trainer.state.fn != "fit"):
             return
         if self.monitor not in trainer.callback_metrics:
@@ -122,6 +133,10 @@ class RunCheckpoint(callbacks.Checkpoint):
             for path in export_all(trainer, pl_module, pathlib.Path(trainer.default_root_dir), run_name(trainer)):
                 print(f"adapter: {path}")
             print(f"checkpoints: {checkpoint_folder(trainer)}")
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self.started and trainer.is_global_zero:
+            print(f"nothing was trained: this run is at step {trainer.global_step}, and {reached(trainer)}")
 
     def _save_step(self, trainer: Trainer, pl_module: LightningModule, final: bool) -> None:
         self._last_saved_step = trainer.global_step
@@ -206,6 +221,15 @@ def export_all(trainer: Trainer, module: Any, folder: pathlib.Path, stem: str) -
     with averaged(trainer, module, "export") as average:
         averages = module.export(folder, stem=f"{stem}-ema") if average else []
     return [*module.export(folder, stem=stem), *averages]
+
+
+def reached(trainer: Trainer) -> str:
+    """Why a run that is resumed goes no further."""
+    timers = (callback for callback in trainer.callbacks if isinstance(callback, callbacks.Timer))  # pyright: ignore[reportAttributeAccessIssue]
+    if any((timer.time_remaining() or 0) <= 0 for timer in timers):
+        return "trainer.max_time is over, which counts from its very start; raise it to go on"
+    limit = f"max_steps is {trainer.max_steps}" if trainer.max_steps >= 0 else f"max_epochs is {trainer.max_epochs}"
+    return f"trainer.{limit}; raise it to go on"
 
 
 def run_name(trainer: Trainer) -> str:

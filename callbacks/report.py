@@ -19,6 +19,7 @@ from dreamlit.observing import base_denoiser, untouched
 from dreamlit.previewing import Picture, Sampling, batches, draw, prompt_faults, seed_faults, size_faults
 from dreamlit.prompts import text_faults
 from dreamlit.report_scores import score_lines, scores_of
+from dreamlit.scoring import Wording
 from dreamlit.seeds import address
 
 if TYPE_CHECKING:
@@ -53,6 +54,8 @@ class RunReport(Callback):
         photos: Folder with photos of the subject: shown in the grid, and what the scores compare with.
         encoder: Folder or hub id of a CLIP or DINO model (transformers layout) that scores the images; needs `photos`.
             CLIP also scores how well images follow their prompts.
+        subject: The subject's name in the prompts, "sks dog". CLIP, which does not know the rare word, reads it without
+            its first word, as `Scores` does.
     """
 
     def __init__(
@@ -69,12 +72,13 @@ class RunReport(Callback):
         batch_size: int = 1,
         photos: str | None = None,
         encoder: str | None = None,
+        subject: str | None = None,
     ) -> None:
         self.prompts, self.class_prompts = prompts, class_prompts or []
         self.images_per_prompt, self.seeds = images_per_prompt, seeds
         self.batch_size = batch_size
         self.photos = pathlib.Path(photos) if photos else None
-        self.encoder = encoder
+        self.encoder, self.subject = encoder, subject
         self.sampling = Sampling(steps, guidance_scale, negative_prompt=negative_prompt)
         self.size: dict[str, Any] = {
             name: value for name, value in (("width", width), ("height", height)) if value is not None
@@ -90,8 +94,17 @@ class RunReport(Callback):
     def _text_faults(self) -> Iterator[str]:
         yield from text_faults("prompts", self.prompts)
         yield from text_faults("class_prompts", self.class_prompts)
+        yield from self._subject_faults()
         if self.prompts == []:
             yield "prompts is empty; give at least one, such as 'a photo of sks dog on a beach'"
+
+    def _subject_faults(self) -> Iterator[str]:
+        if self.subject is None:
+            return
+        if not self.encoder:
+            yield "subject does nothing without an encoder: it is what CLIP reads in the prompts"
+        elif len(self.subject.split()) < 2 or not any(self.subject in str(prompt) for prompt in self.prompts):
+            yield f"subject is {self.subject!r}; give the rare word and the class as they stand in prompts: 'sks dog'"
 
     def _number_faults(self) -> Iterator[str]:
         yield from self.sampling.faults()
@@ -271,7 +284,8 @@ class RunReport(Callback):
         assert self.encoder is not None
         encoder = image_encoder(self.encoder, device=module.device)
         photos = [read_photo(path) for path in photo_files(self.photos)]
-        return scores_of(images, encoder, photos, self.prompts, self.class_prompts, len(seeds))
+        read = [Wording.of(self.subject, None).read(text) for text in self.prompts] if self.subject else self.prompts
+        return scores_of(images, encoder, photos, read, self.class_prompts, len(seeds))
 
 
 def image_encoder(path: str, device: Any = "cpu") -> Any:

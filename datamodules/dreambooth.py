@@ -274,16 +274,14 @@ def as_fraction(value: float) -> Fraction:
 
 
 def limited(plan: Plan, limit: int | float | None, accumulate: int) -> int:
-    """An epoch's batches under the Trainer's `limit_train_batches`: a count, or a share of the whole.
+    """An epoch's batches under the Trainer's `limit_train_batches`, a count (or 1.0: all of them).
 
     Raises:
         CombinationError: when the limit would cut an optimizer step of `accumulate` batches short.
     """
     length = plan.batches_per_epoch(accumulate)
-    if limit is None:
+    if limit is None or isinstance(limit, float):
         return length
-    if isinstance(limit, float):
-        return max(1, int(length * limit / accumulate)) * accumulate
     if limit % accumulate:
         raise CombinationError(
             f"trainer.limit_train_batches is {limit}; an epoch must hold whole optimizer steps, so it must be a "

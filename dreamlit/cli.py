@@ -33,6 +33,7 @@ COMMANDS = {
     "toybox": "Put a small trained model and photos of a subject beside you, for the quickstart.",
 }
 INTERRUPTED = 130
+TERMINATED = 143
 """Exit code after Ctrl-C, as shells have it (128 + SIGINT)."""
 TOOLS = {
     "new": "dreamlit.newrun.command",
@@ -60,7 +61,8 @@ dreamlit fit --config run.yaml --print_config prints the resolved configuration 
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs a command; returns the exit code (0 done, 1 a check failed, 2 the user can mend it, 130 interrupted)."""
+    """Runs a command; returns the exit code (0 done, 1 a check failed, 2 the user can mend it, 130 interrupted,
+    143 terminated)."""
     if argv is None:
         _ensure_utf8()
     args = list(sys.argv[1:] if argv is None else argv)
@@ -108,11 +110,14 @@ def _training_cli() -> types.ModuleType:
 
 def _stopped(command: str, stop: BaseException) -> int:
     """The exit code of a command that ended itself (--print_config, --help) or that the user interrupted."""
+    hint = "; the newest checkpoint goes on with --ckpt_path last" if command == "fit" else ""
     # Lightning turns Ctrl-C into SystemExit once it has shut down.
     if isinstance(stop, KeyboardInterrupt) or isinstance(stop.__context__, KeyboardInterrupt):
-        hint = "; the newest checkpoint goes on with --ckpt_path last" if command == "fit" else ""
         print(f"dreamlit {command}: interrupted{hint}", file=sys.stderr)
         return INTERRUPTED
+    if type(stop).__name__ == "SIGTERMException":  # Lightning's, which need not have been imported
+        print(f"dreamlit {command}: terminated{hint}", file=sys.stderr)
+        return TERMINATED
     code = stop.code if isinstance(stop, SystemExit) else None
     return code if isinstance(code, int) else int(code is not None)
 

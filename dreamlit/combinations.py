@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import pathlib
 from typing import Any
 
 import lightning.pytorch as pl
@@ -13,8 +14,8 @@ from dreamlit import formats
 from dreamlit.class_sets import class_image_faults
 from dreamlit.datamodules.dreambooth import DreamBoothData
 from dreamlit.datamodules.plan import slice_size
-from dreamlit.errors import CombinationError, Faults, ModelError
-from dreamlit.export import written_formats
+from dreamlit.errors import CheckpointError, CombinationError, Faults, ModelError
+from dreamlit.export import refuse_to_replace, written_formats
 from dreamlit.families import Family
 from dreamlit.families.files import read_json
 from dreamlit.families.loading import component_class
@@ -36,8 +37,12 @@ def check_combinations(model: DreamBooth, data: DreamBoothData, trainer: pl.Trai
     for line in (*lines, *class_image_faults(model, data), *evaluation_faults(trainer, data)):
         faults.add(line)
     try:
-        written_formats(model.adapter, model.family)
-    except CombinationError as error:
+        formats_here = written_formats(model.adapter, model.family)
+        if training and "folder" in formats_here:
+            root = pathlib.Path(trainer.default_root_dir).resolve()
+            for average in ("", "-ema"):
+                refuse_to_replace(root / f"{root.name}{average}")
+    except (CombinationError, CheckpointError) as error:
         faults.add(str(error))
     try:
         slice_size(data.batch_size, trainer.world_size)
@@ -57,6 +62,10 @@ def trainer_faults(trainer: pl.Trainer, training: bool) -> list[str]:
         faults.append("trainer.reload_dataloaders_every_n_epochs would restart the plan at every reload; leave it out")
     if training and trainer.limit_train_batches == 0:
         faults.append("trainer.limit_train_batches is 0: nothing would be trained; use dreamlit prepare or validate")
+    if training and isinstance(share := trainer.limit_train_batches, float) and 0 < share < 1:
+        faults.append(f"trainer.limit_train_batches is {share}: give a number of batches: a share would cut steps")
+    if not hasattr(trainer, "val_check_interval"):  # Lightning leaves it out where it was given a time
+        faults.append("trainer.val_check_interval is a time: give a number of batches, or a share of an epoch")
     if training and trainer.max_steps == -1 and trainer.max_epochs is None and not timed:
         faults.append("nothing says how long to train: set trainer.max_steps (or max_epochs, or max_time)")
     return faults
@@ -165,7 +174,7 @@ def evaluation_faults(trainer: pl.Trainer, data: DreamBoothData) -> list[str]:
         return told
     none = "there is neither data.hold_out nor a dataset with dataset_type: eval, so no evaluation takes place"
     settings = (
-        ("trainer.val_check_interval", trainer.val_check_interval, (None, 1.0)),
+        ("trainer.val_check_interval", getattr(trainer, "val_check_interval", None), (None, 1.0)),
         ("trainer.check_val_every_n_epoch", trainer.check_val_every_n_epoch, (None, 1)),
         ("data.eval_timesteps", data.eval_timesteps, (8,)),
         ("data.eval_seeds", data.eval_seeds, (1,)),

@@ -155,13 +155,26 @@ def sample_new(
     sampling = sampling.of(model.family)
     refuse_misfits(model, drawn, sampling)
     facts = load_weights(trainer, model, chosen_adapter(pathlib.Path(trainer.default_root_dir), adapter))
-    folder, images, prompts = pathlib.Path(output), [], list(dict.fromkeys(picture.prompt for picture in drawn))
+    folder, images, prompts = (
+        free_folder(pathlib.Path(output)),
+        [],
+        list(dict.fromkeys(picture.prompt for picture in drawn)),
+    )
     for number, (picture, image) in enumerate(drawn_by(trainer, model, drawn, sampling)):
         row, column = divmod(number, len(drawn) // len(prompts))
         recipe = json.dumps({**sampling.recipe(picture), **facts})
         save_image(image, folder / f"{row:03d}-{column:02d}.png", recipe)
         images.append(image)
     print(f"images: {save_grid(images, folder / 'grid.png', columns=len(drawn) // len(prompts))}")
+
+
+def free_folder(folder: pathlib.Path) -> pathlib.Path:
+    """The folder, or the first of FOLDER-2, FOLDER-3, ... without images, so that none is written over."""
+    place, number = folder, 1
+    while any(place.glob("*.png")):
+        number += 1
+        place = pathlib.Path(f"{folder if folder.name else folder.resolve()}-{number}")
+    return place
 
 
 def sample_again(trainer: Any, model: DreamBooth, path: pathlib.Path, adapter: str | None, output: str) -> None:

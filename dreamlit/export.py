@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from dreamlit import formats
 from dreamlit.adapter_files import load_adapter_file, load_into_adapter
 from dreamlit.adapters.base import Adapter
-from dreamlit.errors import CombinationError, nearest
+from dreamlit.errors import CheckpointError, CombinationError, nearest
 from dreamlit.round_trip import RoundTrip, check_round_trip
 
 if TYPE_CHECKING:
@@ -39,6 +39,9 @@ __all__ = [
     "load_into_adapter",
 ]
 
+EXPORT_MARK = "dreamlit.json"
+EXPORTED = re.compile(r"config\.json|dreamlit\.json|diffusion_pytorch_model.*\.(safetensors|json)")
+"""The files of an exported folder."""
 FORMATS = ("diffusers", "kohya", "lycoris", "folder")
 
 
@@ -226,11 +229,31 @@ def _umask() -> int:
     return mask
 
 
+def refuse_to_replace(folder: pathlib.Path) -> None:
+    """An exported folder takes the place of an earlier one, or of nothing: it could be the user's photos.
+
+    Errors: `CheckpointError` if anything else is there.
+    """
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    other = [path.name for path in folder.iterdir() if not EXPORTED.fullmatch(path.name)] if folder.is_dir() else []
+    if other or not (folder / EXPORT_MARK).is_file():
+        what = f"{folder} (with {other[0]})" if other else f"{folder}"
+        raise CheckpointError(
+            f"the exported weights would go to {what}, which is no earlier export of dreamlit: move it away, or give "
+            "the run another trainer.default_root_dir (export: --output)"
+        )
+
+
 def export_full(
     denoiser: nn.Module, folder: str | pathlib.Path, metadata: Mapping[str, str] | None = None
 ) -> pathlib.Path:
-    """Write the denoiser as a diffusers folder (configuration and safetensors), whole or not at all; returns it."""
+    """Write the denoiser as a diffusers folder (configuration and safetensors), whole or not at all; returns it.
+
+    Errors: `CheckpointError` if something else than an earlier export stands at its place.
+    """
     folder = pathlib.Path(folder)
+    refuse_to_replace(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = pathlib.Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
     try:
@@ -239,8 +262,8 @@ def export_full(
         config = json.loads((new / "config.json").read_text(encoding="utf-8"))
         config = {key: without_paths(value) for key, value in config.items()}
         (new / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        if metadata:
-            (new / "dreamlit.json").write_text(json.dumps(dict(metadata), indent=2) + "\n", encoding="utf-8")
+        facts = json.dumps(dict(metadata or {}), indent=2)
+        (new / EXPORT_MARK).write_text(facts + "\n", encoding="utf-8")  # by it an export knows an earlier one
         for path in new.iterdir():
             _flush(path)
         if folder.exists():

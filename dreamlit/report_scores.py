@@ -23,7 +23,7 @@ def scores_of(
         images: Of `prompts` and then of `class_prompts`.
         encoder: An `ImageEncoder`.
         photos: The subject's.
-        prompts: With the subject.
+        prompts: With the subject, as the encoder is to read them.
         class_prompts: Without it; may be empty.
         seeds: Images of each prompt.
     """

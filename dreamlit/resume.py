@@ -99,19 +99,6 @@ def newest_readable(folder: pathlib.Path) -> pathlib.Path | None:
     return None
 
 
-def refuse_to_overwrite(root: pathlib.Path) -> None:
-    """A new run never starts on top of an older one's checkpoints."""
-    from dreamlit.callbacks.checkpoint import step_checkpoints
-
-    folder = root / "checkpoints"
-    older = [path for path in (folder / "best.ckpt",) if path.exists()] + step_checkpoints(folder)
-    if older:
-        raise CheckpointError(
-            f"{root} already holds a run (newest checkpoint: {older[-1].name}). Resume it with --ckpt_path last, "
-            "or give the new run its own --trainer.default_root_dir"
-        )
-
-
 def refuse_to_branch(path: pathlib.Path, step: int, root: pathlib.Path) -> None:
     """A run does not go on from `step` in a folder that holds later ones: both would end under the same names.
 

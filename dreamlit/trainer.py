@@ -69,6 +69,21 @@ class Trainer(pl.Trainer):
         super().__init__(*args, **kwargs)
         if type(self.strategy.checkpoint_io) is TorchCheckpointIO:  # a plugin that the user chose stays
             self.strategy.checkpoint_io = AtomicCheckpointIO()
+        self.may_break_off = False
+        """Set by `RunCheckpoint`: whether nothing would be lost now."""
+
+    @property
+    def terminated(self) -> bool:
+        """Whether SIGTERM came: the end of a job's time, or of a container."""
+        return super().received_sigterm
+
+    @property
+    def received_sigterm(self) -> bool:
+        """What Lightning's loops ask before they break off. On one device not before what is done is saved.
+
+        Several devices learn of the signal at different times, and cannot save together.
+        """
+        return self.terminated and (self.may_break_off or self.world_size > 1)
 
     def end_other_ranks(self, grace_s: float = 10.0) -> None:
         """Ends the ranks that this process started: left behind, they would wait for it, holding their devices.
@@ -141,7 +156,7 @@ class Trainer(pl.Trainer):
         Args:
             prompt: One or several prompts.
             adapter: Exported adapter file; the run's own by default; `ema` is its average, `none` the base model.
-            output: Folder for the PNG files; each carries its recipe.
+            output: Folder for the PNG files, each of which carries its recipe; OUTPUT-2 where it holds images already.
             steps: Sampler steps (default: 30).
             guidance_scale: Guidance (default: the model's usual one, 7.5 for SD and SDXL); 1 turns it off where it is
                 classifier-free.

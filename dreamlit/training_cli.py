@@ -31,6 +31,7 @@ from dreamlit.logs import LOGGER_HELP, missing_package, run_loggers
 from dreamlit.module import DreamBooth
 from dreamlit.precision_checks import check_levels
 from dreamlit.quiet import quieten
+from dreamlit.run_folder import held, refuse_to_overwrite, write_config
 from dreamlit.suggestions import cause_of, explained, option_names
 from dreamlit.trainer import Trainer
 
@@ -79,10 +80,8 @@ class SaveResolvedConfig(SaveConfigCallback):
         text = self.parser.dump(self.config, skip_none=False, format="yaml")
         resolved = {key: value for key, value in yaml.safe_load(text).items() if key not in ONCE_ONLY}
         path = pathlib.Path(trainer.default_root_dir) / "config.yaml"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        partial.write_text(yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True), encoding="utf-8")
-        os.replace(partial, path)
+        if kept := write_config(path, yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True)):
+            print(f"your {path} is {kept.name} now: a run keeps its resolved configuration there")
 
 
 class DreamlitCLI(LightningCLI):
@@ -183,7 +182,7 @@ class DreamlitCLI(LightningCLI):
             root = pathlib.Path(config.trainer.default_root_dir)
             config.ckpt_path = resume.find_checkpoint(config.get("ckpt_path"), root)
             if self.config.subcommand == "fit" and not config.ckpt_path:
-                resume.refuse_to_overwrite(root)
+                refuse_to_overwrite(root)
 
     def instantiate_classes(self) -> None:
         try:
@@ -254,8 +253,11 @@ class DreamlitCLI(LightningCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         if not self.run_command:
             return
+        trainer: Any = self.trainer
+        leaves = subcommand == "fit" and trainer.is_global_zero and not trainer.fast_dev_run
         try:
-            super()._run_subcommand(subcommand)
+            with held(pathlib.Path(trainer.default_root_dir)) if leaves else contextlib.nullcontext():
+                super()._run_subcommand(subcommand)
         except BaseException:
             assert isinstance(self.trainer, Trainer)
             self.trainer.end_other_ranks()

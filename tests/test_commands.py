@@ -219,6 +219,9 @@ def test_sample_makes_the_same_picture_twice_and_writes_its_recipe(trained, tmp_
     assert recipe["prompt"] == "a photo of sks dog" and recipe["num_inference_steps"] == 2
     assert recipe["adapter"].startswith("run") and recipe["seed"] >= 0
     assert run("sample", trained, *args, "--output", str(tmp_path / "base"), "--adapter", "none") == 0
+    other = ("--prompt", "a photo of a dog", *args[2:], "--output", str(tmp_path / "one"))
+    assert run("sample", trained, *other) == 0  # goes beside the images that are there
+    assert (tmp_path / "one" / "000-00.png").read_bytes() == one and (tmp_path / "one-2" / "grid.png").is_file()
     base = Image.open(tmp_path / "base" / "000-00.png")
     assert base.tobytes() != Image.open(tmp_path / "one" / "000-00.png").tobytes()
 

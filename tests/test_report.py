@@ -19,6 +19,7 @@ from dreamlit.callbacks.report import RunReport, score_lines
 from dreamlit.errors import ConfigError, DataError, ModelError
 from dreamlit.export import load_into_adapter
 from dreamlit.observing import base_denoiser, untouched
+from dreamlit.toybox import CLIP
 from dreamlit.training_cli import parts_of
 from recorder import rows
 from runs import assert_same_state, base_config, checkpoint, fit, merged, run, write_config, write_photos
@@ -142,6 +143,20 @@ def test_scores_are_those_of_the_images_in_the_folder(tmp_path, tiny_sd_model, p
     assert "prompt_fidelity" not in scores  # DINO reads no text
     one = scores["preservation"]
     assert f"preservation: {one['base']:.3f} -> {one['adapter']:.3f}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("options", "read"), [({}, PROMPT), ({"subject": "sks dog"}, "a photo of dog")])
+def test_clip_reads_no_rare_word_where_it_is_told_the_subject(tmp_path, tiny_sd_model, photos, options, read):
+    from dreamlit import encoders, metrics
+
+    report = {"prompts": [PROMPT], "photos": str(photos), "encoder": str(CLIP), **options}
+    root = fit(configured(tmp_path / "run", tiny_sd_model, photos, report))
+    scores = json.loads(report_of(root, "scores.json").read_text())["scores"]["prompt_fidelity"]
+    clip = encoders.ImageEncoder(CLIP)
+    for model in ("base", "adapter"):
+        images = clip.embed_images([Image.open(path) for path in sorted(report_of(root, model).glob("000-*.png"))])
+        expected = metrics.prompt_fidelity(images, clip.embed_texts([read] * len(images)))
+        assert scores[model] == pytest.approx(expected, abs=1e-6)
 
 
 def test_score_lines_say_before_after_and_the_ceiling():
@@ -337,6 +352,9 @@ def test_a_failure_is_a_warning_and_the_rest_is_made(
         ({"negative_prompt": "blurry", "guidance_scale": 1.0}, "negative_prompt would do nothing"),
         ({"photos": "/nowhere/p"}, "no folder /nowhere/p"),
         ({"photos": __file__}, "no folder"),
+        ({"subject": "sks dog"}, "subject does nothing without an encoder"),
+        ({"subject": "sks", "encoder": "e", "photos": "p"}, "subject is 'sks'; give the rare word and the class"),
+        ({"subject": "ohwx dog", "encoder": "e", "photos": "p"}, "subject is 'ohwx dog'; give .* as they stand in"),
         ({"encoder": "/nowhere/e"}, "(?s)needs photos.*/nowhere/e: no such folder"),
     ],
 )

@@ -9,7 +9,8 @@ import torch
 import yaml
 
 from dreamlit.errors import CheckpointError
-from dreamlit.resume import compare_configs, refuse_to_overwrite
+from dreamlit.resume import compare_configs
+from dreamlit.run_folder import refuse_to_overwrite
 from recorder import rows
 from runs import assert_same_state, base_config, checkpoint, fit, merged, regularisation, run, write_photos
 

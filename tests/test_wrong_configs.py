@@ -71,6 +71,11 @@ WRONG = {
         {"model.optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lrr": 1}}},
         ["AdamW", "lrr", "'lr'"],
     ),
+    "a share of the batches": (
+        {"trainer.limit_train_batches": 0.5},
+        ["limit_train_batches is 0.5", "number of batches"],
+    ),
+    "a time between evaluations": ({"trainer.val_check_interval": "00:00:10:00"}, ["val_check_interval is a time"]),
     "wrong type": ({"data.batch_size": "two"}, ["data.batch_size", "two", "int"]),
     "wrong value": ({"model.objective.loss": "l3"}, ["model.objective.loss", "l3", "huber"]),
     "negative rank": ({"model.adapter": adapter(rank=-4)}, ["rank", "-4", "above 0"]),
