@@ -106,6 +106,19 @@ WRONG = {
         {"checkpoint.monitor": "loss/val"},
         ["RunCheckpoint", "'loss/val'", "dataset_type: eval"],
     ),
+    "monitor of the training without an evaluation set": (
+        {"checkpoint.monitor": "loss"},
+        ["checkpoint.monitor", "'loss'", "best.ckpt would never be saved", "data.hold_out"],
+    ),
+    "monitor with evaluations that are turned off": (
+        {"checkpoint.monitor": "loss/val", "data.hold_out": 1, "trainer.limit_val_batches": 0},
+        ["checkpoint.monitor", "'loss/val'", "best.ckpt would never be saved", "limit_val_batches is 0"],
+    ),
+    "mode without a monitor": ({"checkpoint.mode": "max"}, ["checkpoint.mode", "'max'", "needs checkpoint.monitor"]),
+    "regularisation images that count for nothing": (
+        {"dataset.is_regularisation_data": True, "model.objective.prior_loss_weight": 0},
+        ["model.objective.prior_loss_weight: 0", "'subject' (is_regularisation_data)", "share of every batch"],
+    ),
     "missing model folder": ({"model.family.init_args.path": "/nowhere/m"}, ["/nowhere/m", "no such folder"]),
     "missing adapter to start from": ({"model.init_from": "no.safetensors"}, ["no.safetensors", "not a file"]),
     "adapter that matches no layer": (
