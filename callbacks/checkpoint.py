@@ -50,6 +50,7 @@ class RunCheckpoint(callbacks.Checkpoint):
         self.mode = mode
         self.preflight = preflight
         self.best_score: float | None = None
+        self._best_of: tuple[str, str] | None = None  # metric and mode of `best_score`; older checkpoints do not say
         self._last_saved_step = 0
         self._inside_window = False
         self._stop_asked = False
@@ -62,19 +63,40 @@ class RunCheckpoint(callbacks.Checkpoint):
             refuse_split_window(every, trainer.accumulate_grad_batches)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best_score": self.best_score}
+        return {"best_score": self.best_score, "best_of": self._best_of}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best_score = state_dict["best_score"]
+        self.best_score, self._best_of = state_dict["best_score"], state_dict.get("best_of")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.started = True
         self._last_saved_step = trainer.global_step
+        self._drop_score_of_another(trainer)
         every = trainer.val_check_batch
         if self.monitor and every and every != trainer.num_training_batches:  # given as a share of the epoch
             refuse_split_window(every, trainer.accumulate_grad_batches)
         if self.preflight and not trainer.fast_dev_run:  # pyright: ignore[reportAttributeAccessIssue]
             self._rehearse(trainer, pl_module)
+
+    def _drop_score_of_another(self, trainer: Trainer) -> None:
+        """A score of another metric, or one sought in the other direction, could keep every later one from being best.
+
+        Here and not where the state is loaded, since another callback may have said by then what is monitored.
+        """
+        if not self.monitor or self.best_score is None:
+            return
+        now = (self.monitor, self.mode)
+        before = self._best_of or now
+        if before != now:
+            if trainer.is_global_zero:
+                metric, mode = before
+                events.warned(
+                    trainer,
+                    f"best.ckpt was chosen by {metric} ({mode}) so far and is now by {self.monitor} ({self.mode}): its "
+                    f"score of {self.best_score:.5g} does not count any more, and the next evaluation replaces it",
+                )
+            self.best_score = None
+        self._best_of = now
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -122,7 +144,7 @@ class RunCheckpoint(callbacks.Checkpoint):
         score = float(trainer.callback_metrics[self.monitor])
         sign = 1 if self.mode == "min" else -1
         if not math.isnan(score) and (self.best_score is None or sign * score < sign * self.best_score):
-            self.best_score = score
+            self.best_score, self._best_of = score, (self.monitor, self.mode)
             self._save(trainer, pl_module, "best")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -17,6 +17,7 @@ from dreamlit.datamodules.held_out import check_hold_out
 from dreamlit.datamodules.loader import EvalDataset, PlanDataset, PlanLoader, collate
 from dreamlit.datamodules.manifest import build_manifest, leak
 from dreamlit.datamodules.plan import Plan, Stream, slice_size
+from dreamlit.datamodules.ranks import refuse_other_data
 from dreamlit.datamodules.samples import Manifest, refuse_dataset_folders
 from dreamlit.errors import CombinationError, DataError
 from dreamlit.events import warn
@@ -183,6 +184,8 @@ class DreamBoothData(LightningDataModule):
     def setup(self, stage: str) -> None:
         encoders = self.encoders
         manifest = self.manifest(encoders.stride)
+        if self.trainer is not None:
+            refuse_other_data(manifest, self.trainer.strategy, self.trainer.world_size)
         self._caches = self.caches(encoders, manifest)
         self._module.run_facts["manifest_digest"] = manifest.digest()
         self.tell_roles(manifest)

@@ -111,6 +111,11 @@ class Manifest:
         parts += [repr(("held out", sample.id)) for sample in self.held_out]
         return hashlib.blake2b(repr(sorted(parts)).encode(), digest_size=16).hexdigest()
 
+    def facts(self) -> dict[str, str]:
+        """What is compared of each sample, by its id: what it is, and whether it is trained on or evaluated."""
+        kinds = (("trained", self.samples), ("evaluated", self.eval_samples))
+        return {sample.id: f"{kind} {_identity(sample)}" for kind, samples in kinds for sample in samples}
+
     def pixels(self, sample: Sample) -> np.ndarray:
         """The training image: uint8 [H, W, 3] of the bucket's size, exactly what the autoencoder is given.
 

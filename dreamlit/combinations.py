@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import lightning.pytorch as pl
@@ -11,6 +12,7 @@ from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from dreamlit import formats
+from dreamlit.callbacks.checkpoint import RunCheckpoint
 from dreamlit.class_sets import class_image_faults
 from dreamlit.datamodules.dreambooth import DreamBoothData
 from dreamlit.datamodules.plan import slice_size
@@ -23,6 +25,7 @@ from dreamlit.module import DreamBooth
 from dreamlit.precision_checks import precision_faults
 from dreamlit.types import Role
 
+NO_EVALUATION = "there is neither data.hold_out nor a dataset with dataset_type: eval, so no evaluation takes place"
 SHARDING = ("fsdp", "deepspeed", "modelparallel", "model_parallel")
 
 
@@ -34,7 +37,8 @@ def check_combinations(model: DreamBooth, data: DreamBoothData, trainer: pl.Trai
     """
     faults = Faults("these options do not work together", CombinationError)
     lines = (*precision_faults(model, trainer), *trainer_faults(trainer, training), *data_faults(model, data))
-    for line in (*lines, *class_image_faults(model, data), *evaluation_faults(trainer, data)):
+    lines += *class_image_faults(model, data), *evaluation_faults(trainer, data), *best_checkpoint_faults(trainer, data)
+    for line in lines:
         faults.add(line)
     try:
         formats_here = written_formats(model.adapter, model.family)
@@ -137,7 +141,8 @@ def data_faults(model: DreamBooth, data: DreamBoothData) -> list[str]:
             needed = f"{'to draw data.class_images ' if drawn else ''}this model needs a multiple of {multiple} pixels"
             faults.append(f"data.aspect_bucket_alignment is {data.alignment}; {needed}")
     objective: Any = model.objective
-    regularisation = drawn or any(getattr(spec, "role", None) == Role.REGULARISATION for spec in data.specs)
+    of_class_ids = [spec.id for spec in data.specs if getattr(spec, "role", None) == Role.REGULARISATION]
+    regularisation = drawn or bool(of_class_ids)
     masked = any(
         getattr(spec, "conditioning_data", None) or getattr(spec, "alpha", None) == "mask" for spec in data.specs
     )
@@ -145,6 +150,11 @@ def data_faults(model: DreamBooth, data: DreamBoothData) -> list[str]:
     prompted = bool(given)
     if prompted and objective.prior_loss_weight == 0:
         faults.append(f"{given[0]} has no effect with model.objective.prior_loss_weight: 0; remove one of them")
+    if of_class_ids and objective.prior_loss_weight == 0:
+        faults.append(
+            f"with model.objective.prior_loss_weight: 0 nothing is learned from {', '.join(map(repr, of_class_ids))} "
+            "(is_regularisation_data), but its images would take their share of every batch; remove one of them"
+        )
     of_class = "data.class_images, or a dataset with is_regularisation_data: true"
     for field, wanted, present, what in (
         ("prior_loss_weight", 1.0, regularisation or prompted, f"{of_class}, class_prompt or class_words"),
@@ -172,7 +182,6 @@ def evaluation_faults(trainer: pl.Trainer, data: DreamBoothData) -> list[str]:
                     f"{type(callback).__name__} monitors {callback.monitor!r}, which needs an EMA for validation"
                 )
         return told
-    none = "there is neither data.hold_out nor a dataset with dataset_type: eval, so no evaluation takes place"
     settings = (
         ("trainer.val_check_interval", getattr(trainer, "val_check_interval", None), (None, 1.0)),
         ("trainer.check_val_every_n_epoch", trainer.check_val_every_n_epoch, (None, 1)),
@@ -180,12 +189,30 @@ def evaluation_faults(trainer: pl.Trainer, data: DreamBoothData) -> list[str]:
         ("data.eval_seeds", data.eval_seeds, (1,)),
     )
     faults = [
-        f"{name} is {value} and would do nothing: {none}" for name, value, usual in settings if value not in usual
+        f"{name} is {value} and would do nothing: {NO_EVALUATION}"
+        for name, value, usual in settings
+        if value not in usual
     ]
     for callback in callbacks:
         if str(monitor := getattr(callback, "monitor", None)).startswith("loss/val"):
-            faults.append(f"{type(callback).__name__} monitors {monitor!r}, which is never logged: {none}")
+            faults.append(f"{type(callback).__name__} monitors {monitor!r}, which is never logged: {NO_EVALUATION}")
     return faults
+
+
+def best_checkpoint_faults(trainer: pl.Trainer, data: DreamBoothData) -> Iterator[str]:
+    """Options of a `best.ckpt` that would never be saved: that happens only at the end of an evaluation."""
+    callbacks: list[Any] = trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue]
+    for keeper in callbacks:
+        if not isinstance(keeper, RunCheckpoint):
+            continue
+        if keeper.monitor is None and keeper.mode != "min":
+            yield f"checkpoint.mode is {keeper.mode!r} and would do nothing: it needs checkpoint.monitor"
+        never = f"checkpoint.monitor is {keeper.monitor!r}, but best.ckpt would never be saved"
+        if keeper.monitor and data.evaluates and trainer.limit_val_batches == 0:
+            yield f"{never}: trainer.limit_val_batches is 0, so no evaluation takes place"
+        # `evaluation_faults` names a loss of the evaluation, whoever monitors it
+        if keeper.monitor and not data.evaluates and not keeper.monitor.startswith("loss/val"):
+            yield f"{never}: {NO_EVALUATION}"
 
 
 def no_faults(trainer: pl.Trainer) -> list[str]:

@@ -111,6 +111,11 @@ class DreamBooth(Predictions, Outputs):
         """The noise process of the family, from the model's own scheduler configuration."""
         return self.family.process()
 
+    @functools.cached_property
+    def beside_denoiser(self) -> dict[str, str]:
+        """What else of the model decides the targets, as hashes: as it was when the run first asked for them."""
+        return resume.beside(self.family)
+
     # loading ------------------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
@@ -279,6 +284,7 @@ class DreamBooth(Predictions, Outputs):
         checkpoint["dreamlit"] = {
             **{name: value for name, value in self.run_facts.items() if name != "allow_changes"},
             "base_fingerprint": self.family.fingerprint("denoiser"),
+            "beside": self.beside_denoiser,
             "skipped_steps": self.non_finite.skipped,
         }
 
@@ -286,6 +292,7 @@ class DreamBooth(Predictions, Outputs):
         allowed = self.run_facts.get("allow_changes", [])
         resume.refuse_other_base(checkpoint, self.family.fingerprint("denoiser"), allowed)
         if self.trainer.training:
+            resume.refuse_other_targets(checkpoint, self.beside_denoiser, allowed)
             self.non_finite.skipped = checkpoint["dreamlit"].get("skipped_steps", 0)
             resume.refuse_other_data(checkpoint, self.run_facts["manifest_digest"], allowed)
             apply_options(self.optimizer_factory([torch.nn.Parameter(torch.zeros(1))]), checkpoint)

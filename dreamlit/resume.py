@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
 import pathlib
@@ -10,7 +11,8 @@ from typing import Any
 
 import yaml
 
-from dreamlit.errors import CheckpointError, Faults
+from dreamlit.errors import CheckpointError, Faults, ModelError
+from dreamlit.families import Family, fingerprints
 from dreamlit.trainer import read_checkpoint
 
 MAY_CHANGE = (
@@ -56,6 +58,12 @@ CALLBACKS_THAT_TRAIN = ("ScheduledSampling", "PriorControl")
 """Callbacks whose options decide what is learned: to add, change or leave out one makes another run of it."""
 OPTIONS_THAT_AVERAGE = ("EMA.decay", "EMA.update_every_n_steps")
 """Options that decide what the average of a run is, where it has one before and after. `EMA` itself compares widths."""
+BESIDE = {
+    "vae": "autoencoder",
+    "text_encoders": "text encoders, their tokenizers or their precision",
+    "schedule": "scheduler configuration",
+}
+"""What decides beside the denoiser what a run is trained toward, in words for people."""
 NEVER_CHANGE = ("model.optimizer.class_path", "model.adapter.class_path")
 
 
@@ -125,6 +133,32 @@ def refuse_other_base(checkpoint: dict[str, Any], fingerprint: str, allowed: lis
         raise CheckpointError(
             f"the checkpoint was trained on another base model (fingerprint {saved[:12]}, here {fingerprint[:12]}). "
             "Give model.family.path of that model, or pass --allow_changes+=base"
+        )
+
+
+def beside(family: Family) -> dict[str, str]:
+    """Hashes of the parts in `BESIDE`, made from a model's files; the caches have asked for the large ones anyway."""
+    parts = {part: family.fingerprint(part) for part in ("vae", "text_encoders")}
+    with contextlib.suppress(ModelError):  # a family of one's own need not have diffusers' layout
+        parts["schedule"] = fingerprints.of_schedules(family)
+    return parts
+
+
+def refuse_other_targets(checkpoint: dict[str, Any], parts: dict[str, str], allowed: list[str]) -> None:
+    """A run is not resumed toward other latents, embeddings or noise unless `base` is among `allowed`.
+
+    Args:
+        checkpoint: The checkpoint; an older one does not say, and is resumed.
+        parts: `beside` of the model that is here.
+        allowed: What the user lets differ.
+    """
+    saved = checkpoint["dreamlit"].get("beside", {})
+    other = [words for part, words in BESIDE.items() if saved.get(part) not in (None, parts.get(part))]
+    if other and "base" not in allowed:
+        raise CheckpointError(
+            f"these parts of the model have changed since the checkpoint: {'; '.join(other)}. The run would go on "
+            "toward other targets. Put the model's files back (or name their revision), start a new run with "
+            "model.init_from, or pass --allow_changes+=base"
         )
 
 

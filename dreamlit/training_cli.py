@@ -156,7 +156,7 @@ class DreamlitCLI(LightningCLI):
             type=list[str],
             default=[],
             help="On resume: prefixes of configuration keys that may differ from the checkpoint's, such as "
-            "'model.objective'; 'data' allows a changed dataset, 'base' another base model.",
+            "'model.objective'; 'data' allows a changed dataset, 'base' another base model or other files of it.",
         )
         # The default must be of the class that is asked for: the parser carries options of another one over to it.
         optimizer = {"class_path": optimizer_class(sys.argv[1:]), "init_args": {"lr": DEFAULT_LEARNING_RATE}}

@@ -132,13 +132,18 @@ def fit_on_ranks(config, *args: str) -> pathlib.Path:
 
 def fit_on_nodes(config) -> pathlib.Path:
     """The same configuration started by hand on two "machines", as a cluster without a scheduler does it."""
+    codes, text = started_on_nodes(config, config)
+    assert codes == [0, 0], text
+    return pathlib.Path(config["trainer"]["default_root_dir"])
+
+
+def started_on_nodes(*configs) -> tuple[list[int], str]:
+    """Exit codes and output of one configuration for each node."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    codes, text = finish(*(start(config, **address, NODE_RANK=str(node)) for node in range(2)))
-    assert codes == [0, 0], text
-    return pathlib.Path(config["trainer"]["default_root_dir"])
+    return finish(*(start(config, **address, NODE_RANK=str(node)) for node, config in enumerate(configs)))
 
 
 def difference(one: dict, two: dict) -> float:
@@ -214,6 +219,23 @@ def test_two_nodes_by_environment_are_one_process(tmp_path, tiny_model, photos, 
     slices = [rows(tmp_path / "nodes.jsonl", rank) for rank in range(2)]
     assert_same_batches(rows(tmp_path / "alone.jsonl"), *slices)
     assert_same_end(alone, together, "LoKr")
+
+
+@pytest.mark.slow
+def test_nodes_with_other_photos_all_end_and_say_which(tmp_path, tiny_model, photos, others):
+    """Each would train its slice of a plan of its own: one photo is gone on a node, another is not the same."""
+    copy = pathlib.Path(shutil.copytree(photos, tmp_path / "copy"))
+    (copy / "p4.png").unlink()
+    shutil.copy(others / "p0.png", copy / "p1.png")
+    nodes = [
+        configured(tmp_path, tiny_model, folder, others, "LoRA", name, **TWO_NODES)
+        for folder, name in ((photos, "one"), (copy, "two"))
+    ]
+    codes, text = started_on_nodes(*nodes)
+    assert codes == [2, 2], text
+    assert text.count("the ranks do not see the same data") == 2
+    assert text.count("They differ in subject/p1.png, subject/p4.png.") == 2
+    assert not list(tmp_path.glob("*/checkpoints"))
 
 
 @pytest.mark.slow

@@ -267,7 +267,8 @@ def test_only_regularisation_samples_need_the_base_and_only_toward_the_base():
     batch = batch_of(4, role=ROLES)
     assert Objective().needs_base(batch).tolist() == [False, True, True, False]
     assert not Objective(prior_target="data").needs_base(batch).any()
-    assert not Objective(prior_loss_weight=0).needs_base(batch).any()
+    unheld = Objective(prior_loss_weight=0)
+    assert not unheld.needs_base(batch).any() and unheld.learns_photo(batch).tolist() == [True, False, False, True]
 
 
 def test_prior_loss_weight_scales_regularisation_samples_alone():

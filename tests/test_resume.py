@@ -1,6 +1,8 @@
 """A resumed run is the uninterrupted run, bit for bit; and what may differ on resume is compared, not guessed."""
 
+import json
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -191,6 +193,35 @@ def test_another_base_model_is_refused(tmp_path, tiny_model, tiny_other_model, p
     other = merged(config, {"trainer.max_steps": 4, "model.family.init_args.path": str(tiny_other_model)})
     assert run("fit", other, "--ckpt_path", "last", "--allow_changes+=model.family") == 2
     assert "another base model" in capsys.readouterr().err
+
+
+def test_a_model_with_other_files_beside_the_denoiser_is_refused(tmp_path, tiny_model, photos, capsys):
+    """They decide the latents, the embeddings and the noise, that is what the run is trained toward."""
+    model = pathlib.Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    root = fit(configured(tmp_path, model, photos, "LoRA", None, "run", **{"trainer.max_steps": 1}))
+    more = configured(tmp_path, model, photos, "LoRA", None, "run", **{"trainer.max_steps": 2})
+    schedule = model / "scheduler" / "scheduler_config.json"
+    for path, named in (
+        (model / "vae" / "diffusion_pytorch_model.safetensors", "checkpoint: autoencoder"),
+        (model / "text_encoder" / "model.safetensors", "checkpoint: text encoders"),
+        (schedule, "checkpoint: scheduler configuration"),
+    ):
+        whole = path.read_bytes()
+        if path == schedule:
+            path.write_text(json.dumps({**json.loads(whole), "prediction_type": "v_prediction"}))
+        else:
+            path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        assert run("fit", more, "--ckpt_path", "last") == 2
+        said = capsys.readouterr().err
+        assert named in said and "; " not in said and "--allow_changes+=base" in said
+        if path != schedule:
+            path.write_bytes(whole)
+    fit(more, "--ckpt_path", "last", "--allow_changes+=base")
+    older = checkpoint(root, 2)
+    del older["dreamlit"]["beside"]
+    torch.save(older, root / "checkpoints" / "step-000002.ckpt")
+    schedule.write_bytes(whole)
+    fit(merged(more, {"trainer.max_steps": 3}), "--ckpt_path", "last")
 
 
 def test_a_new_run_does_not_start_on_top_of_an_older_one(tmp_path, tiny_model, photos, capsys):

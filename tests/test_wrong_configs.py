@@ -111,6 +111,15 @@ WRONG = {
         {"checkpoint.monitor": "loss/val"},
         ["RunCheckpoint", "'loss/val'", "dataset_type: eval"],
     ),
+    "monitor of the training without an evaluation set": (
+        {"checkpoint.monitor": "loss"},
+        ["checkpoint.monitor", "'loss'", "best.ckpt would never be saved", "data.hold_out"],
+    ),
+    "monitor with evaluations that are turned off": (
+        {"checkpoint.monitor": "loss/val", "data.hold_out": 1, "trainer.limit_val_batches": 0},
+        ["checkpoint.monitor", "'loss/val'", "best.ckpt would never be saved", "limit_val_batches is 0"],
+    ),
+    "mode without a monitor": ({"checkpoint.mode": "max"}, ["checkpoint.mode", "'max'", "needs checkpoint.monitor"]),
     "missing model folder": ({"model.family.init_args.path": "/nowhere/m"}, ["/nowhere/m", "no such folder"]),
     "missing adapter to start from": ({"model.init_from": "no.safetensors"}, ["no.safetensors", "not a file"]),
     "adapter that matches no layer": (
@@ -206,6 +215,15 @@ def test_all_faults_of_a_combination_come_in_one_report(tmp_path, tiny_model, ph
     message = refused(tmp_path, yaml.safe_dump(merged(config, wrong)), capsys)
     for part in ("how long to train", "bf16-true", "prior_loss_weight"):
         assert part in message
+
+
+def test_regularisation_images_that_count_for_nothing_are_refused(tmp_path, tiny_model, photos, capsys):
+    config = base_config(tmp_path / "run", tiny_model, photos)
+    config["data"]["datasets"].append(regularisation(photos))
+    message = refused(tmp_path, yaml.safe_dump(merged(config, {"model.objective.prior_loss_weight": 0})), capsys)
+    for part in ("model.objective.prior_loss_weight: 0", "'class' (is_regularisation_data)", "share of every batch"):
+        assert part in message
+    assert "has no effect" not in message
 
 
 def test_all_faults_of_the_dataset_list_come_in_one_report(tmp_path, tiny_model, photos, capsys):

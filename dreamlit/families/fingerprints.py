@@ -47,6 +47,16 @@ def of_part(family: Family, part: str) -> str:
     return of(content)
 
 
+def of_schedules(family: Family) -> str:
+    """A hash over the configurations of the model's schedulers, which say what it predicts and at which noise.
+
+    Errors: `ModelError` when one cannot be read.
+    """
+    files = family.files
+    names = [name for name in files.index if name.endswith("scheduler")]
+    return of({name: clean(read_json(files.configuration(f"{name}/scheduler_config.json"))) for name in names})
+
+
 def component(files: ModelFiles, name: str, override: ModelFiles | None = None) -> list[Any]:
     """Class, configuration and digests of the weights of one component of a model, or of what replaces it."""
     folder, variant = files.folder / name, files.variant
