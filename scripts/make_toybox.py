@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from dreamlit.errors import DreamlitError
+from dreamlit.toybox.folders import writable
 from dreamlit.toybox.making import denoising, networks, stages
 from dreamlit.toybox.making.data import load_or_draw
 from dreamlit.toybox.making.loop import Training, fingerprint
@@ -54,16 +55,17 @@ class Maker:
         options: dict[str, Any] = {
             "steps": (named and self.options.steps) or STEPS[stage],
             "made_of": {"seed": self.options.seed, "scenes": self.options.scenes, **origins},
+            "work": self.work,
             **self.common,
         }
-        encoded = self.encoded(parents, origins) if stage == "denoiser" else ()
+        inputs: list[Any] = [*self.encoded(parents, origins)] if stage == "denoiser" else [self.data, *parents.values()]
         torch.manual_seed(self.options.seed)  # of the initial weights, whatever was trained before
         if stage == "denoiser":
-            return denoising.denoiser(*encoded, self.work, **options)
+            return denoising.denoiser(*inputs, **options)
         if stage == "clip":
-            return stages.clip(self.data, self.tokenizer, self.work, bfloat16=True, **options)
+            return stages.clip(self.data, self.tokenizer, bfloat16=True, **options)
         make = {"vae": stages.vae, "judge": stages.judge, "decoder": stages.decoder, "taesd": stages.tiny_autoencoder}
-        return make[stage](self.data, *parents.values(), self.work, bfloat16=True, **options)
+        return make[stage](*inputs, bfloat16=True, **options)
 
     def encoded(self, parents: dict[str, Any], origins: dict[str, str]) -> tuple[Any, torch.Tensor]:
         """Latents by size, and text states; kept under the scenes and networks that they were made with."""
@@ -154,6 +156,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     try:
+        if options.output:
+            writable(options.output)
         maker = Maker(options)
         for stage in options.stage or STAGES:
             maker.get(stage)

@@ -37,6 +37,12 @@ def refused(make, capsys, *words):
     return " ".join(capsys.readouterr().err.split())
 
 
+def test_an_output_that_cannot_be_written_is_told_before_the_work(make, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert "file: cannot be written" in refused(make, capsys, "--output", tmp_path / "file")
+    assert not (tmp_path / "work").exists()
+
+
 def half_of(name):
     """`torch.save` that is killed while it writes that file."""
 
