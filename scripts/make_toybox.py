@@ -3,9 +3,10 @@ once more, the tiny autoencoder and the denoiser, and writes them in half precis
 
     python scripts/make_toybox.py --work /tmp/toybox --output dreamlit/toybox/weights --threads 2
 
-Every stage goes on where it was interrupted; a stage that is done is not done again. On two CPU cores with bfloat16
-instructions it takes about three hours, most of them for the denoiser; `--device cuda` takes minutes. The log of each
-stage is copied beside the weights.
+Every stage goes on where it was interrupted; a stage that is done is not done again, and one that was made with another
+seed, other scenes or other networks before it is refused. On two CPU cores with bfloat16 instructions it takes about
+four and a half hours, half of them for the denoiser; `--device cuda` takes minutes. The log of each stage is copied
+beside the weights.
 """
 
 from __future__ import annotations
@@ -18,13 +19,17 @@ from typing import Any
 
 import torch
 
+from dreamlit.errors import DreamlitError
+from dreamlit.toybox.folders import writable
 from dreamlit.toybox.making import denoising, networks, stages
 from dreamlit.toybox.making.data import load_or_draw
-from dreamlit.toybox.making.loop import Training
+from dreamlit.toybox.making.loop import Training, fingerprint
 from dreamlit.toybox.making.tokenizer import write_tokenizer
 
 STAGES = ("clip", "vae", "judge", "decoder", "taesd", "denoiser")
 STEPS = {"clip": 600, "vae": 8500, "judge": 1500, "decoder": 9000, "taesd": 3000, "denoiser": 5000}
+PARENTS = {"decoder": ("vae",), "taesd": ("decoder",), "denoiser": ("vae", "clip")}
+"""The stages whose networks a stage learns from."""
 SCENES, FIRST_SEED = 36000, 1000
 
 
@@ -44,28 +49,34 @@ class Maker:
         self.trained: dict[str, Any] = {}
 
     def training(self, stage: str) -> Training:
+        parents = {name: self.get(name) for name in PARENTS.get(stage, ())}
+        origins = {name: fingerprint(network) for name, network in parents.items()}
         named = stage in (self.options.stage or STAGES)
-        steps = {"steps": (named and self.options.steps) or STEPS[stage], **self.common}
-        torch.manual_seed(self.options.seed)  # of the initial weights
+        options: dict[str, Any] = {
+            "steps": (named and self.options.steps) or STEPS[stage],
+            "made_of": {"seed": self.options.seed, "scenes": self.options.scenes, **origins},
+            "work": self.work,
+            **self.common,
+        }
+        inputs: list[Any] = [*self.encoded(parents, origins)] if stage == "denoiser" else [self.data, *parents.values()]
+        torch.manual_seed(self.options.seed)  # of the initial weights, whatever was trained before
+        if stage == "denoiser":
+            return denoising.denoiser(*inputs, **options)
         if stage == "clip":
-            return stages.clip(self.data, self.tokenizer, self.work, bfloat16=True, **steps)
-        if stage == "vae":
-            return stages.vae(self.data, self.work, bfloat16=True, **steps)
-        if stage == "judge":
-            return stages.judge(self.data, self.work, bfloat16=True, **steps)
-        vae = self.get("vae")
-        if stage == "decoder":
-            return stages.decoder(self.data, vae, self.work, bfloat16=True, **steps)
-        if stage == "taesd":
-            return stages.tiny_autoencoder(self.data, self.get("decoder"), self.work, bfloat16=True, **steps)
-        return denoising.denoiser(*self.encoded(vae, self.get("clip")), self.work, **steps)
+            return stages.clip(self.data, self.tokenizer, bfloat16=True, **options)
+        make = {"vae": stages.vae, "judge": stages.judge, "decoder": stages.decoder, "taesd": stages.tiny_autoencoder}
+        return make[stage](*inputs, bfloat16=True, **options)
 
-    def encoded(self, vae: Any, clip: Any) -> tuple[dict[stages.Size, denoising.Encoded], torch.Tensor]:
-        """Latents and text states, kept under the latents' scale, which no two trainings share."""
-        kept = self.work / f"encoded-{vae.config.scaling_factor:.6f}-rare.pt"
+    def encoded(self, parents: dict[str, Any], origins: dict[str, str]) -> tuple[Any, torch.Tensor]:
+        """Latents by size, and text states; kept under the scenes and networks that they were made with."""
+        kept = self.work / f"encoded-{self.options.scenes}-{origins['vae']}-{origins['clip']}.pt"
         if not kept.exists():
-            found, states = denoising.encode(self.data, vae, clip, self.tokenizer, self.options.device)
-            torch.save([{size: (one.latents, one.captions) for size, one in found.items()}, states], kept)
+            found, states = denoising.encode(
+                self.data, parents["vae"], parents["clip"], self.tokenizer, self.options.device
+            )
+            part = kept.with_suffix(".part")
+            torch.save([{size: (one.latents, one.captions) for size, one in found.items()}, states], part)
+            part.rename(kept)
         pairs, states = torch.load(kept, weights_only=True)
         cover = {size: torch.from_numpy(scenes.cover) for size, scenes in self.data.items()}
         return {size: denoising.Encoded(*pair, cover=cover[size]) for size, pair in pairs.items()}, states
@@ -85,16 +96,18 @@ class Maker:
         """The model in diffusers' layout, CLIP, the tiny autoencoder and the judge, in float16, and the logs."""
         from safetensors.torch import save_file
 
-        clip = self.get("clip").to("cpu", torch.float16)
+        # All of them before any is rounded: stages learn from each other's networks, on the device.
+        made = {stage: self.get(stage) for stage in STAGES}
+        clip = made["clip"].to("cpu", torch.float16)
         text = networks.library("transformers").CLIPTextModel(clip.config.text_config)
         text.load_state_dict(clip.text_model.state_dict())
         pipeline = (
             networks.library("diffusers")
             .StableDiffusionPipeline(
-                vae=self.get("decoder").to("cpu"),
+                vae=made["decoder"].to("cpu"),
                 text_encoder=text,
                 tokenizer=self.tokenizer,
-                unet=self.get("denoiser").to("cpu"),
+                unet=made["denoiser"].to("cpu"),
                 scheduler=networks.scheduler(),
                 safety_checker=None,
                 feature_extractor=None,
@@ -114,13 +127,14 @@ class Maker:
             "image_std": [stages.CLIP_STD] * 3,
         }
         (output / "clip" / "preprocessor_config.json").write_text(json.dumps(processor, indent=1) + "\n")
-        self.get("taesd").to("cpu", torch.float16).save_pretrained(output / "taesd")
+        made["taesd"].to("cpu", torch.float16).save_pretrained(output / "taesd")
         (output / "judge").mkdir(exist_ok=True)
-        judge = {key: value.half().contiguous() for key, value in self.get("judge").to("cpu").state_dict().items()}
+        judge = {key: value.half().contiguous() for key, value in made["judge"].to("cpu").state_dict().items()}
         save_file(judge, output / "judge" / "model.safetensors")
         (output / "logs").mkdir(exist_ok=True)
         for stage in STAGES:
-            shutil.copy(self.work / f"{stage}.jsonl", output / "logs")
+            if (log := self.work / f"{stage}.jsonl").exists():  # fewer than 50 steps leave none
+                shutil.copy(log, output / "logs")
         for path in output.rglob("*.safetensors"):
             path.chmod(0o644)  # the writers leave them for their owner alone
         size = sum(path.stat().st_size for path in output.rglob("*.safetensors"))
@@ -141,11 +155,16 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: %(default)s)")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    maker = Maker(options)
-    for stage in options.stage or STAGES:
-        maker.get(stage)
-    if options.output:
-        maker.write(options.output)
+    try:
+        if options.output:
+            writable(options.output)
+        maker = Maker(options)
+        for stage in options.stage or STAGES:
+            maker.get(stage)
+        if options.output:
+            maker.write(options.output)
+    except DreamlitError as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

@@ -297,6 +297,12 @@ def test_the_report_tells_what_the_results_say(tmp_path, capsys):
     assert "report:" in capsys.readouterr().out
 
 
+def test_the_report_of_a_leak_that_is_nothing_is_written():
+    arms = "base", "lokr", "lokr-no-prior"
+    results = [result(arm, "nemo", seed, photos_similarity=0.8, leak=0.0) for arm in arms for seed in range(2)]
+    assert "leak from 0.000 to 0.000 (no ratio to 0; base 0.000)" in evidence_report.claims(results)[1]
+
+
 def test_the_report_tells_what_a_word_for_the_subject_brings_and_costs():
     scores = {"lokr": (0.3, 0.9), "lokr-plain-word": (0.2, 0.95), "lokr-common-word": (0.35, 0.5)}
     results = [

@@ -2,11 +2,11 @@
 
     python -m dreamlit.toybox.evidence --work evidence --output docs/evidence --jobs 2
 
-A trial takes three to eight minutes of one core, and there are (arms) x (subjects) x (seeds) of them; what is done is
-kept by the hash of its configuration and not done again: results of `--work`, and those that the report in `--output`
-already has, which each finished trial is added to at once. `--costs` measures what a step of each arm costs, on one
-machine and in one run; by that, `--equal-time` gives arms the time that the quickstart's arm takes instead of its
-number of steps.
+A trial takes about five and a half minutes of one core (up to eleven), and there are (arms) x (subjects) x (seeds) of
+them, and those of `--equal-time`; what is done is kept by the hash of its configuration and not done again: results of
+`--work`, and those that the report in `--output` already has, which each finished trial is added to at once. `--costs`
+measures what a step of each arm costs, on one machine and in one run; by that, `--equal-time` gives arms the time that
+the quickstart's arm takes instead of its number of steps.
 """
 
 from __future__ import annotations
@@ -33,11 +33,13 @@ from dreamlit.toybox.command import write_class_images
 from dreamlit.toybox.costs import machine, measure
 from dreamlit.toybox.evidence_report import write_report
 from dreamlit.toybox.evidence_results import costs_of, keep, keep_costs, results_of
+from dreamlit.toybox.folders import writable
 from dreamlit.toybox.subjects import SUBJECTS, WALL, write_photos
 
 REFERENCE = "lokr"
 CLASS_IMAGES = 24
-MINUTES_A_TRIAL = 3.0
+MINUTES_A_TRIAL = 5.5
+"""Of one core: the mean of those that were run, to train, and then to sample and score for a minute and a half."""
 
 
 def quickstart() -> dict[str, Any]:
@@ -141,6 +143,23 @@ def equal_time(trials: list[Trial], costs: Mapping[str, float], most: int) -> li
     return chosen
 
 
+def left_to_do(
+    trials: list[Trial], timed: list[Trial], most: int, work: pathlib.Path, output: pathlib.Path, measure_again: bool
+) -> int:
+    """How many trials have a result neither in `work` nor in the report; of `timed`, those of equal time.
+
+    Where it is not known yet what a step of an arm costs, its number of steps is not either, and its trials count.
+    """
+    costs = {} if measure_again else costs_of(output).get("steps", {})
+    if not {trial.arm.name for trial in timed if trial.arm.trained} <= costs.keys():
+        costs = {REFERENCE: 1.0}  # by definition
+    sure = [trial for trial in timed if not trial.arm.trained or trial.arm.name in costs]
+    base, known, reported = quickstart(), facts(), results_of(output)
+    names = {trial.name(base, known) for trial in [*trials, *equal_time(sure, costs, most)]}
+    done = {name for name in names if name in reported or (work / "trials" / name / "result.json").exists()}
+    return len(names - done) + len(timed) - len(sure)
+
+
 def measured_costs(
     trials: list[Trial], work: pathlib.Path, output: pathlib.Path, asked: bool, needed: bool
 ) -> dict[str, float]:
@@ -199,20 +218,22 @@ def main(arguments: list[str] | None = None) -> None:
         for subject in options.subjects
         for seed in range(options.seeds)
     ]
-    minutes = len(trials) * MINUTES_A_TRIAL / options.jobs
-    print(f"{len(trials)} trials of {len(options.arms)} arms: at most about {minutes:.0f} minutes; less what is done")
+    timed = [trial for trial in trials if trial.arm.name in options.equal_time]
+    work, most = options.work.resolve(), 4 * options.steps
+    output = options.output or work / "report"
+    # Reads the report's results: a damaged file is told before hours of work, not after.
+    left = left_to_do(trials, timed, most, work, output, options.costs)
+    count = f"{len(trials)} trials of {len(options.arms)} arms{f', {len(timed)} of equal time' if timed else ''}"
+    print(f"{count}; {left} are left to do: about {left * MINUTES_A_TRIAL / options.jobs:.0f} minutes")
     if options.list:
         for name in options.arms:
             print(f"  {name:20} {ARMS[name].what}")
         return
-    work = options.work.resolve()
-    output = options.output or work / "report"
-    results_of(output)  # a damaged file is told before hours of work, not after
+    writable(output)
     prepare(work, options.subjects, options.arms)
-    timed = [trial for trial in trials if trial.arm.name in options.equal_time]
     costs = measured_costs(trials if options.costs else timed, work, output, options.costs, bool(timed))
     results = run_all(trials, work, options.jobs, output)
-    of_equal_time = run_all(equal_time(timed, costs, 4 * options.steps), work, options.jobs, output) if timed else []
+    of_equal_time = run_all(equal_time(timed, costs, most), work, options.jobs, output) if timed else []
     given = sys.argv[1:] if arguments is None else arguments
     words = [pathlib.Path(word).name if pathlib.Path(word).is_absolute() else word for word in given]
     command = "python -m dreamlit.toybox.evidence " + " ".join(words)

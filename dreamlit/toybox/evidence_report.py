@@ -119,6 +119,11 @@ def paired(results: Sequence[dict[str, Any]], arm: str, other: str, score: str) 
     return interval([r["scores"][score] - of_other[(r["subject"], r["seed"])] for r in grouped[arm]])
 
 
+def ratio(before: float, after: float, digits: int) -> str:
+    """A change in per cent; a score may be 0 in a small bench, where there is none."""
+    return f"{after / before - 1:+.{digits}%}" if before else "no ratio to 0"
+
+
 def claims(results: Sequence[dict[str, Any]]) -> list[str]:
     """The comparisons that the techniques are there for, each with its figure; only those whose arms were run."""
     grouped, lines = by_arm(results), []
@@ -135,15 +140,14 @@ def claims(results: Sequence[dict[str, Any]]) -> list[str]:
             f"the background is right in {mean('lokr', 'background'):.0%}."
         )
     if {"base", "lokr", "lokr-no-prior"} <= grouped.keys():
-        gain = mean("lokr", "subject_fidelity") / mean("lokr-no-prior", "subject_fidelity") - 1
+        gain = ratio(mean("lokr-no-prior", "subject_fidelity"), mean("lokr", "subject_fidelity"), 1)
         changes = []
         for score, name in (("pres", "PRES"), ("leak", "leak")):
             base, without, with_ = (mean(arm, score) for arm in ("base", "lokr-no-prior", "lokr"))
             risen = f", {1 - (with_ - base) / (without - base):.0%} of its rise" if without > base else ""
-            changes.append(
-                f"{name} from {without:.3f} to {with_:.3f} ({with_ / without - 1:+.0%}; base {base:.3f}{risen})"
-            )
-        lines.append(f"The teacher prior changes {', '.join(changes)}, and subject fidelity by {gain:+.1%}.")
+            change = ratio(without, with_, 0)
+            changes.append(f"{name} from {without:.3f} to {with_:.3f} ({change}; base {base:.3f}{risen})")
+        lines.append(f"The teacher prior changes {', '.join(changes)}, and subject fidelity by {gain}.")
     if {"lokr", "lokr-short-prompt"} <= grouped.keys():
         gains = [told(*paired(results, "lokr", "lokr-short-prompt", s)) for s in ("subject_fidelity", "background")]
         lines.append(

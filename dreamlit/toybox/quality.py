@@ -14,10 +14,12 @@ import math
 import pathlib
 from typing import Any
 
+from dreamlit.errors import DataError
 from dreamlit.images import save_grid
 from dreamlit.quiet import no_weight_bars
 from dreamlit.toybox import MODEL
 from dreamlit.toybox.backgrounds import PHRASES
+from dreamlit.toybox.folders import writable
 from dreamlit.toybox.judge import Judge
 from dreamlit.toybox.making.data import truth
 from dreamlit.toybox.making.networks import library
@@ -113,6 +115,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--guidance", type=float, default=4.0, help="guidance scale (default: %(default)s)")
     given = parser.parse_args(arguments)
     options = {"seed": given.seed, "steps": given.steps, "guidance": given.guidance}
+    if given.output:
+        try:
+            writable(given.output)
+        except DataError as error:
+            parser.error(str(error))
     report = measure(given.model, given.output, options)
     print(f"{'':12}{'right':>8}  {'95 % interval':>16}  judge on drawn scenes")
     for name in JUDGED:
