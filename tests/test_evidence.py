@@ -297,6 +297,21 @@ def test_the_report_tells_what_the_results_say(tmp_path, capsys):
     assert "report:" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("of_the_third", "bold"), [(0.05, True), (-0.001, False)])
+def test_a_difference_is_bold_only_where_the_subjects_agree(of_the_third, bold):
+    gains = {"bolt": 0.1, "nemo": 0.08, "mocha": of_the_third}
+    results = [
+        result(arm, subject, seed, subject_fidelity=0.5 + (gain if arm == "lora" else 0.0))
+        for arm in ("lokr", "lora")
+        for subject, gain in gains.items()
+        for seed in range(3)
+    ]
+    mean, half, _ = evidence_report.paired(results, "lora", "lokr", "subject_fidelity")
+    assert mean == pytest.approx(sum(gains.values()) / 3) and mean > half  # the interval alone would have it bold
+    shown = f"{mean:+.3f} ± {half:.3f}"
+    assert f"| lora | lokr | {f'**{shown}**' if bold else shown} |" in evidence_report.differences(results)
+
+
 def test_the_report_of_a_leak_that_is_nothing_is_written():
     arms = "base", "lokr", "lokr-no-prior"
     results = [result(arm, "nemo", seed, photos_similarity=0.8, leak=0.0) for arm in arms for seed in range(2)]

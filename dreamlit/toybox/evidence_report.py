@@ -25,7 +25,7 @@ SCORES = {
     "world_kept": "other classes kept",
 }
 CEILINGS = ("photos_similarity", "decoded")
-COMPARED = ("subject_fidelity", "identity", "background", "wall", "pres", "leak", "div")
+COMPARED = ("subject_fidelity", "identity", "background", "wall", "prompt_fidelity", "pres", "leak", "div")
 """The scores whose differences are shown arm by arm."""
 EXPLAINED = """\
 - **subject fidelity**: mean cosine between pictures of the subject in places where it was never photographed and its
@@ -106,17 +106,22 @@ def differences(results: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def told(mean: float, half: float) -> str:
-    """A difference, in bold where its interval leaves zero out."""
+def told(mean: float, half: float, agreed: bool) -> str:
+    """A difference, in bold where its interval leaves zero out and the subjects agree."""
     text = f"{mean:+.3f} ± {half:.3f}"
-    return f"**{text}**" if abs(mean) > half else text
+    return f"**{text}**" if abs(mean) > half and agreed else text
 
 
-def paired(results: Sequence[dict[str, Any]], arm: str, other: str, score: str) -> tuple[float, float]:
-    """Mean difference `arm` minus `other` of the same subject and seed, with half its 95 % interval."""
+def paired(results: Sequence[dict[str, Any]], arm: str, other: str, score: str) -> tuple[float, float, bool]:
+    """Mean difference `arm` minus `other` of the same subject and seed, half its 95 % interval, and whether the mean
+    of each subject's own runs goes the same way: runs of one subject are alike, and the interval does not know it."""
     grouped = by_arm(results)
     of_other = {(r["subject"], r["seed"]): r["scores"][score] for r in grouped[other]}
-    return interval([r["scores"][score] - of_other[(r["subject"], r["seed"])] for r in grouped[arm]])
+    by_subject: dict[str, list[float]] = {}
+    for r in grouped[arm]:
+        by_subject.setdefault(r["subject"], []).append(r["scores"][score] - of_other[(r["subject"], r["seed"])])
+    mean, half = interval([one for some in by_subject.values() for one in some])
+    return mean, half, all(sum(some) * mean > 0 for some in by_subject.values())
 
 
 def ratio(before: float, after: float, digits: int) -> str:
@@ -266,7 +271,7 @@ def write_report(
         "# Evidence",
         "",
         f"Made by `{command}`. Mean ± half a 95 % interval over {len(subjects)} subjects "
-        f"({', '.join(subjects)}) x {seeds} seeds.{measured}",
+        f"({', '.join(subjects)}) x {seeds} seeds; ± 0.000 says that no run differed.{measured}",
         "",
         *(f"- {line}" for line in said),
         "",
@@ -274,7 +279,9 @@ def write_report(
         "",
         table(results, costs.get("steps", {})),
         "",
-        "What an arm changes, paired by subject and seed; bold where the 95 % interval leaves zero out:",
+        "What an arm changes, paired by subject and seed. The interval says how far other seeds would move the mean of "
+        "these subjects, not what another subject brings; bold where it leaves zero out and every subject's own mean "
+        "goes the same way. Of so many figures some are bold by chance.",
         "",
         differences(results),
         "",
