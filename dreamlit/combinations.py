@@ -67,7 +67,8 @@ def trainer_faults(trainer: pl.Trainer, training: bool) -> list[str]:
     if training and trainer.limit_train_batches == 0:
         faults.append("trainer.limit_train_batches is 0: nothing would be trained; use dreamlit prepare or validate")
     if training and isinstance(share := trainer.limit_train_batches, float) and 0 < share < 1:
-        faults.append(f"trainer.limit_train_batches is {share}: give a number of batches: a share would cut steps")
+        cut = "a share would cut optimizer steps short; give a number of batches"
+        faults.append(f"trainer.limit_train_batches is {share}: {cut}")
     if not hasattr(trainer, "val_check_interval"):  # Lightning leaves it out where it was given a time
         faults.append("trainer.val_check_interval is a time: give a number of batches, or a share of an epoch")
     if training and trainer.max_steps == -1 and trainer.max_epochs is None and not timed:
