@@ -16,7 +16,7 @@ from typing import Any
 
 from dreamlit.errors import DataError
 from dreamlit.images import save_grid
-from dreamlit.quiet import no_weight_bars
+from dreamlit.quiet import no_weight_bars, quieten
 from dreamlit.toybox import MODEL
 from dreamlit.toybox.backgrounds import PHRASES
 from dreamlit.toybox.folders import writable
@@ -114,6 +114,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=25, help="sampling steps (default: %(default)s)")
     parser.add_argument("--guidance", type=float, default=4.0, help="guidance scale (default: %(default)s)")
     given = parser.parse_args(arguments)
+    quieten()
     options = {"seed": given.seed, "steps": given.steps, "guidance": given.guidance}
     if given.output:
         try:
