@@ -79,11 +79,11 @@ class Trainer(pl.Trainer):
 
     @property
     def received_sigterm(self) -> bool:
-        """What Lightning's loops ask before they break off. On one device not before what is done is saved.
+        """What Lightning's loops ask before they break off. A fit on one device does not before its steps are saved.
 
         Several devices learn of the signal at different times, and cannot save together.
         """
-        return self.terminated and (self.may_break_off or self.world_size > 1)
+        return self.terminated and (self.may_break_off or self.world_size > 1 or self.state.fn != "fit")
 
     def end_other_ranks(self, grace_s: float = 10.0) -> None:
         """Ends the ranks that this process started: left behind, they would wait for it, holding their devices.

@@ -170,6 +170,20 @@ def test_sigterm_loses_no_step_and_is_no_success(tmp_path, tiny_model, photos, c
         assert_same_state(one[part], two[part], part)
 
 
+class TerminateEvaluation(Callback):
+    def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_sigterm_ends_an_evaluation_too(tmp_path, tiny_model, photos, capsys):
+    changes = {"data.hold_out": 2, "data.batch_size": 1}
+    config = merged(base_config(tmp_path / "run", tiny_model, photos), changes)
+    fit(config)
+    end = {"trainer.callbacks": [{"class_path": "test_run_folder.TerminateEvaluation"}]}
+    assert run("validate", merged(config, end), "--ckpt_path", "last") == 143
+    assert "dreamlit validate: terminated" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("limit", "said"),
     [({"trainer.max_steps": 4}, "max_steps is 4"), ({"trainer.max_time": "00:00:00:01"}, "max_time is over")],
