@@ -18,7 +18,7 @@ from dreamlit.errors import CombinationError, ConfigError, DataError, Faults, Mo
 from dreamlit.observing import base_denoiser, untouched
 from dreamlit.previewing import Picture, Sampling, batches, draw, prompt_faults, seed_faults, size_faults
 from dreamlit.prompts import text_faults
-from dreamlit.report_scores import score_lines, scores_of
+from dreamlit.report_scores import score_lines, scores_of, subject_faults
 from dreamlit.scoring import Wording
 from dreamlit.seeds import address
 
@@ -94,17 +94,9 @@ class RunReport(Callback):
     def _text_faults(self) -> Iterator[str]:
         yield from text_faults("prompts", self.prompts)
         yield from text_faults("class_prompts", self.class_prompts)
-        yield from self._subject_faults()
+        yield from subject_faults(self.subject, self.prompts, self.encoder)
         if self.prompts == []:
             yield "prompts is empty; give at least one, such as 'a photo of sks dog on a beach'"
-
-    def _subject_faults(self) -> Iterator[str]:
-        if self.subject is None:
-            return
-        if not self.encoder:
-            yield "subject does nothing without an encoder: it is what CLIP reads in the prompts"
-        elif len(self.subject.split()) < 2 or not any(self.subject in str(prompt) for prompt in self.prompts):
-            yield f"subject is {self.subject!r}; give the rare word and the class as they stand in prompts: 'sks dog'"
 
     def _number_faults(self) -> Iterator[str]:
         yield from self.sampling.faults()
@@ -284,7 +276,7 @@ class RunReport(Callback):
         assert self.encoder is not None
         encoder = image_encoder(self.encoder, device=module.device)
         photos = [read_photo(path) for path in photo_files(self.photos)]
-        read = [Wording.of(self.subject, None).read(text) for text in self.prompts] if self.subject else self.prompts
+        read = list(map(Wording.of(self.subject, None).read, self.prompts)) if self.subject else self.prompts
         return scores_of(images, encoder, photos, read, self.class_prompts, len(seeds))
 
 

@@ -11,6 +11,17 @@ import yaml
 
 from dreamlit.errors import ConfigError
 
+FLAGS = ("--check", "--dry_run")
+
+
+def with_flags(args: list[str]) -> list[str]:
+    """`--check` alone means `--check=true`: the parser wants a value of every option."""
+    following = [*args[1:], "--"]
+    return [
+        f"{word}=true" if word in FLAGS and after.startswith("-") else word
+        for word, after in zip(args, following, strict=True)
+    ]
+
 
 def expand_layers(args: list[str]) -> list[str]:
     """The command line with every configuration preceded by those that it extends (later ones win).

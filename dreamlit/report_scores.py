@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -40,6 +41,16 @@ def scores_of(
             if value is not None:
                 scores.setdefault(place[0], {})[place[1]] = value
     return scores
+
+
+def subject_faults(subject: str | None, prompts: list[str], encoder: str | None) -> Iterator[str]:
+    """What is wrong with the subject's name that CLIP is to read without its first word."""
+    if subject is None:
+        return
+    if not encoder:
+        yield "subject does nothing without an encoder: it is what CLIP reads in the prompts"
+    elif len(subject.split()) < 2 or not any(subject in str(prompt) for prompt in prompts):
+        yield f"subject is {subject!r}; give the rare word and the class as they stand in prompts: 'sks dog'"
 
 
 def flat(rows: list[list[Image]]) -> list[Image]:

@@ -30,12 +30,11 @@ def refuse_to_overwrite(root: pathlib.Path) -> None:
             f"{root} already holds a run (newest checkpoint: {older[-1].name}). Resume it with --ckpt_path last, {own}"
         )
     name = root.resolve().name
-    stems = (f"{name}{average}" for average in ("", "-ema"))
-    files = [root / f"{stem}{end}" for stem in stems for end in (".safetensors", "-diffusers.safetensors")]
-    folders = [root / "adapters", root / "best-of"]
-    found = [path.name for path in (*files, root / name / EXPORT_MARK) if path.exists()]
-    if found := [*found, *(path.name for path in folders if path.is_dir() and any(path.iterdir()))]:
-        raise CheckpointError(f"{root} holds {', '.join(found)}, which a run would write over. Move that away, {own}")
+    ends = (".safetensors", "-diffusers.safetensors")
+    results = [root / f"{name}{average}{end}" for average in ("", "-ema") for end in ends]
+    results += [root / name / EXPORT_MARK, *root.glob("adapters/*"), *root.glob("best-of/*")]
+    if found := [str(path.relative_to(root)) for path in results if path.exists()]:
+        raise CheckpointError(f"{root} holds {found[0]}, which a run would write over. Move what is there away, {own}")
 
 
 @contextlib.contextmanager

@@ -26,7 +26,7 @@ from dreamlit.combinations import check_combinations, check_model, refuse_shardi
 from dreamlit.datamodules.config_values import base_folder
 from dreamlit.datamodules.dreambooth import DreamBoothData
 from dreamlit.errors import ConfigError, nearest
-from dreamlit.layers import config_paths, expand_layers, optimizer_class, read_config
+from dreamlit.layers import config_paths, expand_layers, optimizer_class, read_config, with_flags
 from dreamlit.logs import LOGGER_HELP, missing_package, run_loggers
 from dreamlit.module import DreamBooth
 from dreamlit.precision_checks import check_levels
@@ -53,7 +53,6 @@ CKPT_PATH_HELP = {
     "a new run if there is none).",
     "validate": "Checkpoint whose weights are used: `last`, `best` or its path; left out, the model as it starts.",
 }
-FLAGS = ("--check", "--dry_run")
 DEFAULT_LEARNING_RATE = 1e-4
 ONCE_ONLY = ("config", "extends", "ckpt_path", "verbose")
 """Keys of one call, or already applied: they have no place in a resolved configuration."""
@@ -310,15 +309,6 @@ def made(args: list[str], run_command: bool = True, kind: type[DreamlitCLI] = Dr
         raise ConfigError(str(error)) from error
     finally:
         base_folder.reset(token)
-
-
-def with_flags(args: list[str]) -> list[str]:
-    """`--check` alone means `--check=true`: the parser wants a value of every option."""
-    following = [*args[1:], "--"]
-    return [
-        f"{word}=true" if word in FLAGS and after.startswith("-") else word
-        for word, after in zip(args, following, strict=True)
-    ]
 
 
 def make_importable(folders: list[pathlib.Path]) -> None:

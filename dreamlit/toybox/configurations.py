@@ -25,12 +25,16 @@ def configurations(subject: Subject, output: pathlib.Path, class_images: bool = 
     stem = "quickstart" if subject is OF_SHIPPED else subject.name
     made = {}
     for name in SHIPPED:
-        text = importlib.resources.files("dreamlit.configs").joinpath(name).read_text(encoding="utf-8")
+        text = shipped(name)
         text = text.replace(f"dreamlit toybox && dreamlit fit --config configs/{name}", f"dreamlit fit --config {name}")
         text = _without_class_images(text) if not class_images else text
         file = name.replace("quickstart", stem)
         made[file] = _in_folder(_of_subject(text, subject, stem), output, file)
     return made
+
+
+def shipped(name: str) -> str:
+    return importlib.resources.files("dreamlit.configs").joinpath(name).read_text(encoding="utf-8")
 
 
 def _of_subject(text: str, subject: Subject, stem: str) -> str:

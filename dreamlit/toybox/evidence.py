@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
-import importlib.resources
 import json
 import os
 import pathlib
@@ -30,6 +29,7 @@ from dreamlit.errors import DataError
 from dreamlit.toybox import MODEL, weights_hash
 from dreamlit.toybox.arms import ARMS, Trial
 from dreamlit.toybox.command import write_class_images
+from dreamlit.toybox.configurations import shipped
 from dreamlit.toybox.costs import machine, measure
 from dreamlit.toybox.evidence_report import write_report
 from dreamlit.toybox.evidence_results import costs_of, keep, keep_costs, results_of
@@ -43,8 +43,7 @@ MINUTES_A_TRIAL = 5.5
 
 
 def quickstart() -> dict[str, Any]:
-    text = importlib.resources.files("dreamlit.configs").joinpath("quickstart.yaml").read_text(encoding="utf-8")
-    config = yaml.safe_load(text)
+    config = yaml.safe_load(shipped("quickstart.yaml"))
     config["model"]["family"]["init_args"]["path"] = str(MODEL)
     return config
 
